@@ -1,0 +1,21 @@
+_base_ = './twins_pcpvt-l_uperhead_8x2_512x512_160k_ade20k.py'
+
+# SSSegmentation's setting: 130 epochs of 20,210 images in batches of 16
+max_iters = 130 * 20210 // 16
+
+model = dict(
+    backbone=dict(norm_cfg=dict(type='LN', eps=1e-5)),
+    auxiliary_head=dict(channels=512),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, begin=0, end=1500, by_epoch=False),
+    dict(
+        type='PolyLR',
+        power=1.0,
+        eta_min=0.0,
+        begin=1500,
+        end=max_iters,
+        by_epoch=False,
+    ),
+]
+train_cfg = dict(max_iters=max_iters)

@@ -1,0 +1,15 @@
+_base_ = './_base_/twins_uperhead_160k_ade20k.py'
+
+checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/alt_gvt_base_20220308-1b7eb711.pth'  # noqa: E501
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmseg_twins.SVT',
+        arch='base',
+        drop_path_rate=0.2,
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    decode_head=dict(in_channels=[96, 192, 384, 768]),
+    auxiliary_head=dict(in_channels=384),
+)

@@ -1,0 +1,62 @@
+"""Lets mmengine's runner train in several processes without an accelerator.
+
+mmengine 0.10.7 calls ``torch.cuda.set_device`` for launcher ``pytorch``, gives
+DistributedDataParallel a device number that a CPU module must not have, and leaves
+PyTorch's SyncBatchNorm in place, which refuses CPU tensors. Where a machine has an
+accelerator nothing changes.
+"""
+
+from __future__ import annotations
+
+import functools
+from datetime import timedelta
+
+import torch.distributed
+from mmengine.device import get_device
+from mmengine.dist import is_distributed
+from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.runner import Runner
+
+
+def runs_on_cpu_processes(runner: Runner) -> bool:
+    """Whether a runner is one of several processes on a CPU-only machine."""
+    return runner.distributed and get_device() == 'cpu'
+
+
+def patch_runner() -> None:
+    """Wraps the two methods of ``Runner`` that assume an accelerator."""
+    setup_env, wrap_model = Runner.setup_env, Runner.wrap_model
+
+    @functools.wraps(setup_env)
+    def setup_env_on_cpu(self: Runner, env_cfg: dict) -> None:
+        if (
+            self._launcher == 'pytorch'
+            and runs_on_cpu_processes(self)
+            and not is_distributed()
+        ):
+            # mmengine leaves a process group that exists already as it is.
+            seconds = env_cfg.get('dist_cfg', {}).get('timeout')
+            timeout = {} if seconds is None else {'timeout': timedelta(seconds=seconds)}
+            torch.distributed.init_process_group('gloo', **timeout)
+        setup_env(self, env_cfg)
+
+    @functools.wraps(wrap_model)
+    def wrap_model_on_cpu(self: Runner, model_wrapper_cfg, model):
+        if runs_on_cpu_processes(self) and not is_model_wrapper(model):
+            self.logger.info(
+                'Several processes on the CPU: SyncBatchNorm becomes BatchNorm, and '
+                'each process normalizes its own part of the batch.'
+            )
+            model = revert_sync_batchnorm(model)
+            # Buffers are broadcast so that all processes validate the same model.
+            model_wrapper_cfg = {
+                'type': 'MMDistributedDataParallel',
+                'broadcast_buffers': True,
+                'find_unused_parameters': self.cfg.get('find_unused_parameters', False),
+                **(model_wrapper_cfg or {}),
+            }
+            if model_wrapper_cfg['type'].endswith('DistributedDataParallel'):
+                model_wrapper_cfg['device_ids'] = None
+        return wrap_model(self, model_wrapper_cfg, model)
+
+    Runner.setup_env, Runner.wrap_model = setup_env_on_cpu, wrap_model_on_cpu

@@ -1,0 +1,69 @@
+"""A stand-in for ``mmcv.ops`` where mmcv-lite is installed.
+
+Four modules of mmsegmentation 1.2.2 import from ``mmcv.ops`` unguarded
+(``point_sample``, which is pure PyTorch, and ``sigmoid_focal_loss``), so that
+``mmseg.models`` cannot be imported without compiled ops. Others guard with
+``except ModuleNotFoundError``, which the stand-in respects.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import mmcv
+
+
+def missing(name: str) -> ModuleNotFoundError:
+    """The error for an op that needs compiled code."""
+    return ModuleNotFoundError(
+        f'mmcv.ops.{name} needs compiled code, which mmcv-lite does not have; replace '
+        "mmcv-lite by full mmcv: pip uninstall -y mmcv-lite && pip install 'mmcv<2.2' "
+        '--no-build-isolation'
+    )
+
+
+def sigmoid_focal_loss(*args, **kwargs):
+    """Takes the place of the compiled focal loss, which only CUDA tensors use.
+
+    Raises:
+        ModuleNotFoundError: always.
+    """
+    raise missing('sigmoid_focal_loss')
+
+
+class StandIn(ModuleType):
+    """The module ``mmcv.ops`` as far as it works without compiled code."""
+
+    def __getattr__(self, name: str):
+        # Python itself looks for dunder names and expects AttributeError.
+        if name.startswith('__'):
+            raise AttributeError(f'module {self.__name__!r} has no {name!r}')
+        raise missing(name)
+
+
+def has_compiled_ops() -> bool:
+    """Whether the installed mmcv has its compiled extension."""
+    return importlib.util.find_spec('mmcv._ext') is not None
+
+
+def install_stand_in() -> None:
+    """Puts the stand-in at ``sys.modules['mmcv.ops']``, unless mmcv has ops."""
+    if has_compiled_ops() or 'mmcv.ops' in sys.modules:
+        return
+    module = StandIn('mmcv.ops', doc=__doc__)
+    # Submodules of pure Python stay importable from mmcv's own folder.
+    module.__path__ = [str(Path(mmcv.__file__).parent / 'ops')]
+    sys.modules['mmcv.ops'] = mmcv.ops = module
+    point_sample = importlib.import_module('mmcv.ops.point_sample')
+    # The submodule's import has bound its own name; the function goes over it.
+    module.point_sample = point_sample.point_sample
+    module.sigmoid_focal_loss = sigmoid_focal_loss
+    with warnings.catch_warnings():
+        # It warns that an op is missing which nothing here uses.
+        warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformable')
+        importlib.import_module('mmcv.cnn.bricks.transformer')

@@ -1,0 +1,27 @@
+"""Registries with scope ``mmseg_twins``, children of mmengine's.
+
+A config names what is registered here with the scope in front, such as
+``dict(type='mmseg_twins.SVT', arch='small')``; mmengine then imports this module
+by itself.
+"""
+
+from __future__ import annotations
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+SCOPE = 'mmseg_twins'
+
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope=SCOPE,
+    locations=['mmseg_twins.backbones', 'mmseg_twins.heads'],
+)
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope=SCOPE,
+    locations=['mmseg_twins.demo'],
+)

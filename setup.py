@@ -1,0 +1,184 @@
+"""Builds and installs mmseg_twins.
+
+Beside the package itself, mim (openmim 0.3.9) and mmengine look for the recipes,
+the scripts and the model index of an installed package in its folder ``.mim``.
+Where they look for that folder decides two things here:
+
+* A wheel carries copies under ``mmseg_twins/.mim``. They are copied into the build
+  folder, never into the source tree.
+* An editable install gets links in ``mmseg_twins/.mim`` of the source tree (git
+  ignores them), so that an edited recipe is found as it stands. Its metadata also
+  names the source folder in ``top_level.txt``: see ``EditableWheel``.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = 'mmseg_twins'
+MIM_PARTS = ('configs', 'tools', 'model-index.yml')
+
+# The stamp of every file in the wheel, so that equal sources give equal wheels: the
+# earliest time that a zip archive can hold.
+os.environ.setdefault('SOURCE_DATE_EPOCH', '315532800')
+
+# mmcv and mmcv-lite install the same files and overwrite each other, so neither may
+# come along by itself: it is chosen with the extra `lite` or `full`.
+MMCV_RANGE = '>=2.0.0rc4,<2.2.0'
+
+# mmengine and mim import pkg_resources, which setuptools 82 no longer has: mmengine
+# already when a recipe inherits from `mmseg::`. torch 2.13 needs 77.0.3.
+SETUPTOOLS = 'setuptools>=77.0.3,<82'
+
+INSTALL_REQUIRES = [
+    'torch>=2.6',
+    'mmengine>=0.10.4,<1',
+    'mmsegmentation>=1.0.0,<2',
+    'ftfy',  # mmsegmentation imports ftfy and regex without declaring them
+    'matplotlib',
+    'numpy',
+    'packaging',
+    'pillow',
+    'regex',
+    'rich',
+    'safetensors',
+    SETUPTOOLS,
+]
+
+EXTRAS_REQUIRE = {
+    'lite': [f'mmcv-lite{MMCV_RANGE}'],
+    'full': [f'mmcv{MMCV_RANGE}'],
+    # Other openxlab releases pin a setuptools that is too old for torch.
+    'mim': ['openmim==0.3.9', 'openxlab==0.0.11', SETUPTOOLS],
+    'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
+    'test': ['hypothesis', 'pytest', 'ruff'],
+}
+
+
+def is_cache(name: str) -> bool:
+    """Whether a file or folder is what tools leave behind, such as `.ruff_cache`."""
+    return name.startswith('.') or name == '__pycache__'
+
+
+def mim_files() -> list[Path]:
+    """Lists the files that belong under ``.mim``, relative to the project's root.
+
+    Raises:
+        FileNotFoundError: If one of ``MIM_PARTS`` is not there.
+    """
+    files = []
+    for part in MIM_PARTS:
+        path = ROOT / part
+        if not path.exists():
+            raise FileNotFoundError(
+                f'{path} is missing: a wheel carries {", ".join(MIM_PARTS)}, so build '
+                'it from a complete source tree.'
+            )
+        found = [path] if path.is_file() else filter(Path.is_file, path.rglob('*'))
+        files += [file.relative_to(ROOT) for file in found]
+    return sorted(file for file in files if not any(map(is_cache, file.parts)))
+
+
+def link_mim_parts() -> None:
+    """Links ``MIM_PARTS`` into the source tree's ``.mim``; copies without symlinks."""
+    folder = ROOT / PACKAGE / '.mim'
+    folder.mkdir(exist_ok=True)
+    for part in MIM_PARTS:
+        source, target = ROOT / part, folder / part
+        if target.is_symlink() or target.is_file():
+            target.unlink()
+        elif target.is_dir():
+            shutil.rmtree(target)
+        try:
+            target.symlink_to(os.path.relpath(source, folder), source.is_dir())
+        except OSError:  # Windows without the right to make symlinks
+            if source.is_dir():
+                shutil.copytree(source, target)
+            else:
+                shutil.copy2(source, target)
+
+
+class BuildPy(build_py):
+    """Adds the files under ``.mim``: copied to a wheel, linked by an editable one."""
+
+    def run(self) -> None:
+        """Builds the package and what belongs under ``.mim``."""
+        if self.editable_mode:
+            super().run()
+            link_mim_parts()
+            return
+        # What an earlier build left there, of files that are gone since, would
+        # otherwise be in the wheel too.
+        built = Path(self.build_lib, PACKAGE).resolve()
+        if built != ROOT / PACKAGE:
+            shutil.rmtree(built, ignore_errors=True)
+        super().run()
+        for file in mim_files():
+            target = self._mim_target(file)
+            self.mkpath(str(target.parent))
+            self.copy_file(str(ROOT / file), str(target))
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        """Lists the files that a build writes."""
+        outputs = super().get_outputs(include_bytecode)
+        if self.editable_mode:
+            return outputs
+        return outputs + [str(self._mim_target(file)) for file in mim_files()]
+
+    def _mim_target(self, file: Path) -> Path:
+        return Path(self.build_lib, PACKAGE, '.mim', file)
+
+
+class EditableWheel(editable_wheel):
+    """Lets mim and mmengine find the source tree of an editable install.
+
+    Their ``get_installed_path`` joins the folder that holds the metadata
+    (site-packages) with the package's name and, as no such folder is there, with the
+    first line of ``top_level.txt``. An absolute path in that line wins the join.
+    """
+
+    def run(self) -> None:
+        """Builds the wheel, with the source folder in its ``top_level.txt``."""
+        self._ensure_dist_info()
+        top_level = Path(self.dist_info_dir, 'top_level.txt')
+        top_level.write_text(f'{ROOT / PACKAGE}\n{PACKAGE}\n', encoding='utf-8')
+        super().run()
+
+
+setup(
+    name=PACKAGE,
+    version=runpy.run_path(str(ROOT / PACKAGE / 'version.py'))['__version__'],
+    description=(
+        'Twins backbones (PCPVT, SVT) for MMSegmentation 1.x: exact, fast, and able '
+        'to load every Twins checkpoint.'
+    ),
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    keywords='semantic segmentation, vision transformer, Twins, mmsegmentation',
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Operating System :: OS Independent',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
+    python_requires='>=3.10',
+    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    include_package_data=False,
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    entry_points={'console_scripts': ['twins2mmseg=mmseg_twins.conversion.cli:main']},
+    cmdclass={'build_py': BuildPy, 'editable_wheel': EditableWheel},
+    zip_safe=False,
+)

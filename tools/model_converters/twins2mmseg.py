@@ -1,0 +1,10 @@
+"""Convert a Twins checkpoint: `python tools/model_converters/twins2mmseg.py -h`."""
+
+from __future__ import annotations
+
+import sys
+
+from mmseg_twins.conversion.cli import main
+
+if __name__ == '__main__':
+    sys.exit(main())
