@@ -26,6 +26,9 @@ from torch.nn import functional as F
 
 from .norm import build_norm
 
+# Attention weights of a head, up to which they stay in a CPU's cache.
+SMALL_ATTENTION = 2**18
+
 
 def to_windows(x: Tensor, window_height: int, window_width: int) -> Tensor:
     """Cuts a map into equal windows that tile it.
@@ -144,6 +147,34 @@ def concatenate(tensors: Sequence[Tensor], dim: int) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout_rate: float) -> Tensor:
+    """Attention of queries to keys and values.
+
+    Fused, but for training in half precision on a CPU: there the fused kernel's
+    backward pass (PyTorch 2.13) takes up to six times as long as that of two products
+    and a softmax, unless the matrix of attention weights outgrows the cache.
+
+    Args:
+        q: queries, (B, heads, L, C / heads).
+        k: keys, (B, heads, M, C / heads).
+        v: values, of the keys' shape.
+        dropout_rate: share of attention weights that are dropped.
+
+    Returns:
+        (B, heads, L, C / heads).
+    """
+    if (
+        q.device.type == 'cpu'
+        and q.dtype in (torch.bfloat16, torch.float16)
+        and q.requires_grad
+        and q.shape[2] * k.shape[2] <= SMALL_ATTENTION
+        and not torch.compiler.is_compiling()
+    ):
+        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
+        return F.dropout(weights, dropout_rate) @ v
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_rate)
+
+
 class LSA(nn.Module):
     """Locally-grouped self-attention: full attention within each window.
 
@@ -192,9 +223,7 @@ class LSA(nn.Module):
         """Attention in windows (N, L, 3 * C); returns their tokens, (N * L, C)."""
         qkv = qkv.unflatten(2, (3, self.num_heads, -1))
         q, k, v = qkv.transpose(1, 3).unbind(2)  # each (N, heads, L, C / heads)
-        out = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=self.attn_drop_rate if self.training else 0.0
-        )
+        out = attend(q, k, v, self.attn_drop_rate if self.training else 0.0)
         return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
@@ -248,12 +277,8 @@ class GSA(nn.Module):
         kv = F.linear(self.reduce(x), kv_weight, kv_bias)
         kv = kv.reshape(b, -1, 2, self.num_heads, c // self.num_heads)
         k, v = kv.transpose(1, 3).unbind(2)  # each (B, heads, M, C / heads)
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k,
-            v,
-            dropout_p=self.attn_drop_rate if self.training else 0.0,
-        )
+        dropout_rate = self.attn_drop_rate if self.training else 0.0
+        out = attend(q.transpose(1, 2), k, v, dropout_rate)
         out = out.transpose(1, 2).reshape(b, h, w, c)
         return self.proj_drop(self.attn.out_proj(out))
 

@@ -7,10 +7,10 @@ transformer block, which is handed its attention. Tokens are (B, H, W, C).
 from __future__ import annotations
 
 from mmcv.cnn.bricks.drop import build_dropout
-from mmcv.cnn.bricks.transformer import FFN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .mlp import MLP
 from .norm import build_norm
 
 
@@ -98,12 +98,10 @@ class Block(nn.Module):
         self.norm1 = build_norm(norm_cfg, embed_dims, eps=1e-6)
         self.attn = attention
         self.norm2 = build_norm(norm_cfg, embed_dims, eps=1e-6)
-        self.ffn = FFN(
+        self.ffn = MLP(
             embed_dims,
             int(mlp_ratio * embed_dims),
-            act_cfg=dict(type='GELU'),
-            ffn_drop=drop_rate,
-            add_identity=False,
+            drop_rate=drop_rate,
         )
         self.drop_path = (
             build_dropout(dict(type='DropPath', drop_prob=drop_path_rate))
