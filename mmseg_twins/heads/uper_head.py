@@ -14,11 +14,12 @@ import torch
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import UPerHead as MMSegUPerHead
 from mmseg.models.utils import resize
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..registry import MODELS
 from .loss import StripwiseLossMixin
 from .upsampled_conv import conv3x3_of_pyramid
+from .winograd import CONV_CFG, is_plain_conv3x3
 
 
 @MODELS.register_module()
@@ -28,6 +29,9 @@ class UPerHead(StripwiseLossMixin, MMSegUPerHead):
     Checkpoints move freely between both; ``type='UPerHead'`` goes back to the
     built-in one.
     """
+
+    def __init__(self, *args, conv_cfg: dict | None = None, **kwargs) -> None:
+        super().__init__(*args, conv_cfg=conv_cfg or CONV_CFG, **kwargs)
 
     def psp_forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Fuses the last map with its poolings; (B, C, h, w) to (B, channels, h, w)."""
@@ -67,7 +71,7 @@ def fuse(module: ConvModule, maps: Sequence[Tensor], align_corners: bool) -> Ten
     Returns:
         (B, channels, h_0, w_0).
     """
-    if not is_plain_conv3x3(module):
+    if not is_plain(module):
         size = maps[0].shape[2:]
         maps = [
             resize(x, size=size, mode='bilinear', align_corners=align_corners)
@@ -81,15 +85,10 @@ def fuse(module: ConvModule, maps: Sequence[Tensor], align_corners: bool) -> Ten
     return module.activate(out) if module.with_activation else out
 
 
-def is_plain_conv3x3(module: ConvModule) -> bool:
-    """Whether a module is a 3x3 convolution that nothing but its weights defines."""
-    conv = module.conv
+def is_plain(module: ConvModule) -> bool:
+    """Whether a module is a 3x3 convolution, normalization and activation."""
     return (
-        type(conv) is nn.Conv2d
-        and conv.kernel_size == (3, 3)
-        and conv.stride == conv.padding == conv.dilation == (1, 1)
-        and conv.groups == 1
-        and conv.padding_mode == 'zeros'
+        is_plain_conv3x3(module.conv)
         and module.order == ('conv', 'norm', 'act')
         and not module.with_explicit_padding
         and not module.with_spectral_norm

@@ -24,6 +24,8 @@ at the border), so that with ``U[dy] = shift[dy] U`` and ``V[dx] = shift[dx] V``
     conv(up(x)) = sum over dy of U[dy] (sum over dx of (K[dy, dx] x) V[dx]')
 
 Three matrix products, in this order: channels at (h, w), columns to W, rows to H.
+The matrices U and V are constant, so that gradients go through the same products
+backwards, and need nothing from the forward pass but x and K.
 """
 
 from __future__ import annotations
@@ -33,7 +35,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.amp import is_autocast_available
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from .winograd import convolve, convolve_backward
 
 
 @functools.lru_cache(maxsize=128)
@@ -97,36 +103,6 @@ def shifted_interpolation(
         return torch.stack([padded[tap : tap + size_out] for tap in range(3)])
 
 
-def conv3x3_of_upsampled(
-    x: Tensor, weight: Tensor, size: tuple[int, int], align_corners: bool
-) -> Tensor:
-    """``conv2d(interpolate(x, size, mode='bilinear'), weight, padding=1)``.
-
-    Args:
-        x: the map, (B, C, h, w).
-        weight: the convolution's, (O, C, 3, 3).
-        size: (H, W), to which the map is upsampled.
-        align_corners: as in ``torch.nn.functional.interpolate``.
-
-    Returns:
-        (B, O, H, W), in channels_last memory.
-    """
-    (b, c, h, w), o = x.shape, weight.shape[0]
-    # A compiler traces through the making of the matrices, and not through a cache.
-    compiling = torch.compiler.is_compiling()
-    matrix = shifted_interpolation.__wrapped__ if compiling else shifted_interpolation
-    rows = matrix(h, size[0], align_corners, x.dtype, x.device)
-    columns = matrix(w, size[1], align_corners, x.dtype, x.device)
-    x = x.permute(0, 2, 3, 1).reshape(b, 1, h * w, c)
-    taps = weight.permute(2, 1, 3, 0).reshape(3, c, 3 * o)  # dy, C, (dx, O)
-    x = (x @ taps).view(b * 3 * h, w * 3, o)  # (B, dy, h), (w, dx), O
-    columns = columns.permute(1, 2, 0).reshape(1, size[1], w * 3)
-    x = torch.bmm(columns.expand(len(x), -1, -1), x)  # (B, dy, h), W, O
-    rows = rows.permute(1, 0, 2).reshape(1, size[0], 3 * h)
-    x = torch.bmm(rows.expand(b, -1, -1), x.view(b, 3 * h, size[1] * o))
-    return x.view(b, *size, o).permute(0, 3, 1, 2)
-
-
 def conv3x3_of_pyramid(
     maps: Sequence[Tensor],
     weight: Tensor,
@@ -144,9 +120,151 @@ def conv3x3_of_pyramid(
     Returns:
         (B, O, h_0, w_0).
     """
+    device_type = weight.device.type
+    # A compiler derives the gradients itself; devices such as `meta` know no autocast.
+    if torch.compiler.is_compiling() or not is_autocast_available(device_type):
+        out = plain_conv3x3_of_pyramid(maps, weight, align_corners)
+    else:
+        if torch.is_autocast_enabled(device_type):
+            dtype = torch.get_autocast_dtype(device_type)
+            weight, *maps = (tensor.to(dtype) for tensor in (weight, *maps))
+        with torch.autocast(device_type, enabled=False):
+            out = _PyramidConv.apply(weight, align_corners, *maps)
+    return out if bias is None else out + bias.to(out.dtype)[:, None, None]
+
+
+def plain_conv3x3_of_pyramid(
+    maps: Sequence[Tensor], weight: Tensor, align_corners: bool
+) -> Tensor:
+    """What :func:`conv3x3_of_pyramid` computes, as one expression."""
     size = tuple(maps[0].shape[2:])
     weights = weight.split([x.shape[1] for x in maps], dim=1)
-    out = F.conv2d(maps[0], weights[0], bias, padding=1)
+    out = F.conv2d(maps[0], weights[0], padding=1)
     for x, part in zip(maps[1:], weights[1:], strict=True):
         out = out + conv3x3_of_upsampled(x, part, size, align_corners)
     return out
+
+
+def conv3x3_of_upsampled(
+    x: Tensor, weight: Tensor, size: tuple[int, int], align_corners: bool
+) -> Tensor:
+    """``conv2d(interpolate(x, size, mode='bilinear'), weight, padding=1)``.
+
+    Args:
+        x: the map, (B, C, h, w).
+        weight: the convolution's, (O, C, 3, 3).
+        size: (H, W), to which the map is upsampled.
+        align_corners: as in ``torch.nn.functional.interpolate``.
+
+    Returns:
+        (B, O, H, W), in channels_last memory.
+    """
+    taps, (rows, columns) = taps_of(weight), axes_of(x, size, align_corners)
+    images = [rows @ mix(image, taps, columns) for image in x.permute(0, 2, 3, 1)]
+    return torch.stack(images).view(len(x), *size, -1).permute(0, 3, 1, 2)
+
+
+class _PyramidConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, align_corners, *maps):
+        ctx.save_for_backward(weight, *maps)
+        ctx.align_corners = align_corners
+        first, *weights = weight.split([x.shape[1] for x in maps], dim=1)
+        out = convolve(maps[0], first).permute(0, 2, 3, 1).contiguous()
+        b, height, width, o = out.shape
+        for x, part in zip(maps[1:], weights, strict=True):
+            rows, columns = axes_of(x, (height, width), align_corners)
+            taps = taps_of(part)
+            for image, result in zip(x.permute(0, 2, 3, 1), out, strict=True):
+                result.view(height, width * o).addmm_(rows, mix(image, taps, columns))
+        return out.permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        weight, *maps = ctx.saved_tensors
+        needs_weight, _, *needs_map = ctx.needs_input_grad
+        first, *weights = weight.split([x.shape[1] for x in maps], dim=1)
+        dx, dweight = convolve_backward(
+            gradient, maps[0], first, (needs_map[0], needs_weight)
+        )
+        dmaps, dweights = [dx], [dweight]
+        size = tuple(gradient.shape[2:])
+        gradient = gradient.permute(0, 2, 3, 1).contiguous().flatten(2)
+        for x, part in zip(maps[1:], weights, strict=True):
+            axes = axes_of(x, size, ctx.align_corners)
+            dx, dweight = upsampled_backward(gradient, x, part, axes)
+            dmaps.append(dx)
+            dweights.append(dweight)
+        return torch.cat(dweights, dim=1) if needs_weight else None, None, *dmaps
+
+
+def upsampled_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, axes: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`conv3x3_of_upsampled` with respect to x and weight.
+
+    Args:
+        gradient: of the result, (B, H, W * O).
+        x: the map, (B, C, h, w).
+        weight: (O, C, 3, 3).
+        axes: of :func:`axes_of`.
+
+    Returns:
+        Of x's and of weight's shape.
+    """
+    (b, c, h, w), o = x.shape, len(weight)
+    (rows, columns), taps = axes, taps_of(weight)
+    columns = columns.T.expand(3 * h, -1, -1)
+    dx = x.new_empty(b, h, w, c)
+    # Sums over images are kept in float32 at least.
+    dtaps = taps.new_zeros(
+        taps.shape, dtype=torch.promote_types(x.dtype, torch.float32)
+    )
+    for image, part, result in zip(x.permute(0, 2, 3, 1), gradient, dx, strict=True):
+        part = (rows.T @ part).view(3 * h, -1, o)  # (dy, h), W, O
+        part = torch.bmm(columns, part).view(3, h * w, 3 * o)  # dy, (h, w), (dx, O)
+        result.copy_(torch.bmm(part, taps.transpose(1, 2)).sum(0).view(h, w, c))
+        dtaps += torch.bmm(image.reshape(h * w, c).T.expand(3, -1, -1), part)
+    dweight = dtaps.view(3, c, 3, o).permute(3, 1, 0, 2).to(weight.dtype)
+    return dx.permute(0, 3, 1, 2), dweight
+
+
+def taps_of(weight: Tensor) -> Tensor:
+    """A convolution's weight (O, C, 3, 3) as three matrices, (dy, C, (dx, O))."""
+    o, c = weight.shape[:2]
+    taps = weight.permute(2, 3, 0, 1).reshape(3, 3 * o, c)
+    return taps.transpose(1, 2)
+
+
+def axes_of(
+    x: Tensor, size: tuple[int, int], align_corners: bool
+) -> tuple[Tensor, Tensor]:
+    """The matrices (H, (dy, h)) and (W, (w, dx)) that upsample x and shift it."""
+    # A compiler traces through the making of the matrices, and not through a cache.
+    compiling = torch.compiler.is_compiling()
+    make = shifted_interpolation.__wrapped__ if compiling else shifted_interpolation
+    h, w = x.shape[2:]
+    rows = make(h, size[0], align_corners, x.dtype, x.device)
+    columns = make(w, size[1], align_corners, x.dtype, x.device)
+    return (
+        rows.permute(1, 0, 2).reshape(size[0], 3 * h),
+        columns.permute(1, 2, 0).reshape(size[1], 3 * w),
+    )
+
+
+def mix(image: Tensor, taps: Tensor, columns: Tensor) -> Tensor:
+    """Applies the taps to an image and upsamples its columns.
+
+    Args:
+        image: (h, w, C).
+        taps: of :func:`taps_of`.
+        columns: of :func:`axes_of`.
+
+    Returns:
+        ((dy, h), (W, O)).
+    """
+    h, w, c = image.shape
+    x = torch.bmm(image.reshape(1, h * w, c).expand(3, -1, -1), taps)
+    x = x.view(3 * h, 3 * w, -1)  # (dy, h), (w, dx), O
+    return torch.bmm(columns.expand(3 * h, -1, -1), x).flatten(1)
