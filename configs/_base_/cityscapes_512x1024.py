@@ -1,0 +1,7 @@
+"""What every Cityscapes recipe shares: data, run time, the Twins package."""
+
+_base_ = [
+    'mmseg::_base_/datasets/cityscapes.py',
+    'mmseg::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['mmseg_twins'], allow_failed_imports=False)
