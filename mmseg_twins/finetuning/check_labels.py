@@ -1,0 +1,76 @@
+"""Stops a training at labels that the model has no class for.
+
+On a GPU such a label ends in an assertion of the device that names neither the label
+nor the file, and not even the place in the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mmengine.dataset import BaseDataset
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from ..registry import HOOKS
+from .errors import FinetuningError
+
+ADVICE = 'tools/check_dataset.py CONFIG looks through all of the data'
+
+
+@HOOKS.register_module()
+class CheckLabels(Hook):
+    """Compares class counts before a training, and each batch's labels in it.
+
+    Labels are looked at where the data loader leaves them, in the memory of the CPU.
+
+    Raises:
+        FinetuningError: the dataset has another number of classes than a head, or a
+            pixel's label is neither below that number nor the ignored one.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Compares the dataset's classes with the heads' ``num_classes``."""
+        dataset = runner.train_dataloader.dataset
+        if not isinstance(dataset, BaseDataset):
+            return
+        classes = dataset.metainfo.get('classes')
+        for name, head in heads(runner.model):
+            if classes is not None and head.num_classes != len(classes):
+                raise FinetuningError(
+                    f'CheckLabels: the dataset has {len(classes)} classes, but '
+                    f'model.{name}.num_classes is {head.num_classes}; make them equal'
+                )
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        """Looks at the labels of a batch."""
+        name, head = next(heads(runner.model))
+        for sample in (data_batch or {}).get('data_samples', ()):
+            labels = sample.gt_sem_seg.data
+            wrong = labels[(labels < 0) | (labels >= head.num_classes)]
+            wrong = wrong[wrong != head.ignore_index]
+            if wrong.numel():
+                values = sorted(set(wrong.tolist()))
+                raise FinetuningError(
+                    f'CheckLabels: {sample.metainfo.get("seg_map_path")} has the label '
+                    f'{", ".join(map(str, values[:8]))} in {wrong.numel()} pixels, as '
+                    f'training reads it (reduce_zero_label='
+                    f'{sample.metainfo.get("reduce_zero_label")}), but model.{name} '
+                    f'has {head.num_classes} classes, 0 to {head.num_classes - 1}, '
+                    f'and ignores {head.ignore_index}; {ADVICE}'
+                )
+
+
+def heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the heads of a segmentor that say how many classes they have."""
+    model = model.module if is_model_wrapper(model) else model
+    for attribute in ('decode_head', 'auxiliary_head'):
+        found = getattr(model, attribute, None)
+        several = isinstance(found, nn.ModuleList)
+        for index, head in enumerate(found if several else [found]):
+            if hasattr(head, 'num_classes'):
+                yield (f'{attribute}[{index}]' if several else attribute), head

@@ -1,0 +1,7 @@
+"""What is raised where a training cannot begin or go on as the config asks."""
+
+from __future__ import annotations
+
+
+class FinetuningError(ValueError):
+    """A checkpoint, or labels, that do not fit the model; one sentence says how."""
