@@ -2,16 +2,23 @@
 
 Importing the package, as ``custom_imports = dict(imports=['mmseg_twins'])`` does in
 a config, lets mmsegmentation run on current PyTorch (:mod:`mmseg_twins.compat`) and
-registers the backbones.
+registers the backbones. ``python -m mmseg_twins`` says what keeps it from working on a
+machine.
 """
 
 from __future__ import annotations
 
-from . import compat
+import sys
+
 from .version import __version__
 
-compat.activate()  # before anything that imports mmcv or mmsegmentation
+# `python -m mmseg_twins` imports this first, and is there for when the rest of it
+# fails. Until Python has found what it is to run, the first argument is `-m`.
+if sys.argv[:1] != ['-m'] or sys.orig_argv[-len(sys.argv) :][:1] != [__name__]:
+    from . import compat
 
-from . import backbones  # noqa: E402
+    compat.activate()  # before anything that imports mmcv or mmsegmentation
+
+    from . import backbones
 
 __all__ = ['__version__', 'backbones', 'compat']

@@ -1,0 +1,13 @@
+"""``python -m mmseg_twins``: see :mod:`mmseg_twins.diagnosis`."""
+
+from __future__ import annotations
+
+import sys
+
+try:
+    from .diagnosis import main
+except ImportError as error:
+    sys.exit(f'mmseg_twins: {error}; run: pip install packaging')
+
+if __name__ == '__main__':
+    sys.exit(main())
