@@ -41,6 +41,7 @@ def activate() -> bool:
 
     ops.install_stand_in()
     checkpoints.allow_mmengine_classes()
+    checkpoints.restrict_downloads()
     checkpoints.register_safetensors()
     cpu_processes.patch_runner()
     return True

@@ -2,7 +2,8 @@
 
 PyTorch 2.6 and later refuse classes that a checkpoint names and that nobody has
 allowed. mmengine's checkpoints hold training curves as HistoryBuffer objects with
-numpy arrays. These are allowed here; what else a file asks for stays refused.
+numpy arrays. These are allowed here; what else a file asks for stays refused. Files
+that mmengine downloads are read by the same rule, which its own call leaves out.
 
 mmengine reads what ``torch.load`` reads; a loader for local ``.safetensors`` files is
 added to its own table of loaders.
@@ -10,14 +11,16 @@ added to its own table of loaders.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pickle import UnpicklingError
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, checkpoint
 from safetensors.torch import load_file
+from torch.hub import load_state_dict_from_url
 
 STATISTICS = ('min', 'max', 'mean', 'current')
 
@@ -59,6 +62,14 @@ def allow_mmengine_classes() -> None:
             ),
         ]
     )
+
+
+def restrict_downloads() -> None:
+    """Lets mmengine read what it downloads with ``weights_only=True`` as well.
+
+    ``torch.hub.load_state_dict_from_url``, which it calls, allows anything by default.
+    """
+    checkpoint.load_url = functools.partial(load_state_dict_from_url, weights_only=True)
 
 
 def load_safetensors(filename: str, map_location=None) -> dict:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
+import threading
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader, load_checkpoint
 from safetensors.torch import save_file
 
 import mmseg_twins  # noqa: F401, activates compat
@@ -75,6 +78,32 @@ def test_getattr_answers_for_statistics_only(tmp_path, owner, name):
     torch.save(StolenAttribute(owner, name), tmp_path / 'a.pth')
     with pytest.raises(pickle.UnpicklingError, match=f'{name}.*refused'):
         load(tmp_path / 'a.pth')
+
+
+@pytest.fixture
+def url_of(monkeypatch, tmp_path):
+    """Serves a folder on this machine, with a cache of its own for what is fetched."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    monkeypatch.setenv('no_proxy', '*')
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with HTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield lambda name: f'http://127.0.0.1:{server.server_address[1]}/{name}'
+        server.shutdown()
+
+
+def test_code_in_a_downloaded_checkpoint_is_refused_and_does_not_run(tmp_path, url_of):
+    torch.save(dict(state_dict={}, meta=Attack(tmp_path / 'owned')), tmp_path / 'a.pth')
+    with pytest.raises(pickle.UnpicklingError, match='mkdir'):
+        CheckpointLoader.load_checkpoint(url_of('a.pth'), map_location='cpu')
+    assert not (tmp_path / 'owned').exists()
+
+
+def test_weights_are_downloaded(tmp_path, url_of):
+    source, target = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    torch.save(source.state_dict(), tmp_path / 'a.pth')
+    load_checkpoint(target, url_of('a.pth'), map_location='cpu')
+    assert torch.equal(target.weight, source.weight)
 
 
 def test_mmengine_loads_a_safetensors_file(tmp_path):

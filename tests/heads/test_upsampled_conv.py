@@ -10,6 +10,7 @@ from mmseg_twins.heads.upsampled_conv import (
     conv3x3_of_pyramid,
     conv3x3_of_upsampled,
     interpolation,
+    plain_conv3x3_of_pyramid,
     shifted_interpolation,
 )
 
@@ -71,6 +72,35 @@ def test_a_pyramid_equals_its_upsampled_concatenation(levels, align_corners):
     expected = F.conv2d(torch.cat(up, 1), weight, bias, padding=1)
     got = conv3x3_of_pyramid(maps, weight, bias, align_corners)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@corners
+@pytest.mark.parametrize('needed', ['maps', 'weight', 'all'])
+def test_a_pyramid_has_the_gradients_of_its_plain_expression(needed, align_corners):
+    maps = [random(2, 3 + i, *size) for i, size in enumerate([(9, 8), (4, 5), (1, 2)])]
+    weight = random(4, 12, 3, 3)
+    for tensor in maps if needed == 'weight' else [weight]:
+        tensor.requires_grad_(needed == 'all')
+    wanted = [tensor for tensor in (weight, *maps) if tensor.requires_grad]
+    got, expected = (
+        torch.autograd.grad(out.sin().sum(), wanted)
+        for out in (
+            conv3x3_of_pyramid(maps, weight, None, align_corners),
+            plain_conv3x3_of_pyramid(maps, weight, align_corners),
+        )
+    )
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_a_pyramid_keeps_its_inputs_only():
+    maps, weight = [random(1, 4, 16, 16), random(1, 4, 8, 8)], random(5, 8, 3, 3)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda saved: saved):
+        conv3x3_of_pyramid(maps, weight, None, False)
+    assert {tensor.data_ptr() for tensor in kept} == {
+        tensor.data_ptr() for tensor in (weight, *maps)
+    }
 
 
 @corners
