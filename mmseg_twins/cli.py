@@ -259,7 +259,9 @@ def use_mixed_precision(cfg: Config) -> None:
     if get_device() in ('cpu', 'mps'):
         raise ValueError(
             '--amp: mmengine trains in mixed precision on a GPU only, and this '
-            'machine has none'
+            'machine has none; --cfg-options '
+            'optim_wrapper.type=mmseg_twins.BF16OptimWrapper trains in bf16 without '
+            'one'
         )
     wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):

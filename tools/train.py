@@ -13,6 +13,7 @@ from pathlib import Path
 from mmengine.runner import find_latest_checkpoint
 
 from mmseg_twins import cli
+from mmseg_twins.finetuning import FinetuningError
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -28,7 +29,10 @@ def make_parser() -> argparse.ArgumentParser:
         'checkpoints found there are moved to a folder of their own',
     )
     parser.add_argument(
-        '--amp', action='store_true', help='train in mixed precision (needs a GPU)'
+        '--amp',
+        action='store_true',
+        help='train in mixed precision (needs a GPU; --cfg-options '
+        'optim_wrapper.type=mmseg_twins.BF16OptimWrapper trains in bf16 without one)',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -60,7 +64,10 @@ def main() -> None:
                 print(f'checkpoints of an earlier run were moved to {folder}')
         elif not cfg.get('load_from') and _latest_checkpoint(cfg.work_dir) is None:
             print(f'nothing to resume in {cfg.work_dir}: training begins at the start')
-    cli.build_runner(cfg).train()
+    try:
+        cli.build_runner(cfg).train()
+    except FinetuningError as error:
+        parser.exit(2, f'{parser.prog}: error: {error}\n')
 
 
 def _latest_checkpoint(work_dir: str) -> str | None:

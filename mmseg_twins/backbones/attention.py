@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 from .norm import build_norm
 
-# Attention weights of a head, up to which they stay in a CPU's cache.
-SMALL_ATTENTION = 2**18
+# Attention weights of a head, up to which keeping them for the backward pass is cheap.
+SMALL_ATTENTION = 2**16
 
 
 def to_windows(x: Tensor, window_height: int, window_width: int) -> Tensor:
@@ -152,7 +152,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout_rate: float) -> Tensor:
 
     Fused, but for training in half precision on a CPU: there the fused kernel's
     backward pass (PyTorch 2.13) takes up to six times as long as that of two products
-    and a softmax, unless the matrix of attention weights outgrows the cache.
+    and a softmax, most of all for windows. Large matrices of attention weights are
+    left to it, since they would have to be kept.
 
     Args:
         q: queries, (B, heads, L, C / heads).

@@ -127,7 +127,7 @@ def conv3x3_of_pyramid(
     else:
         if torch.is_autocast_enabled(device_type):
             dtype = torch.get_autocast_dtype(device_type)
-            weight, *maps = (tensor.to(dtype) for tensor in (weight, *maps))
+            maps = [x.to(dtype) for x in maps]
         with torch.autocast(device_type, enabled=False):
             out = _PyramidConv.apply(weight, align_corners, *maps)
     return out if bias is None else out + bias.to(out.dtype)[:, None, None]
@@ -165,10 +165,16 @@ def conv3x3_of_upsampled(
 
 
 class _PyramidConv(torch.autograd.Function):
+    """Computes in the type of the maps; the weight may be of a wider one.
+
+    What is kept is the weight itself, which is there anyway, and no narrower copy.
+    """
+
     @staticmethod
     def forward(ctx, weight, align_corners, *maps):
         ctx.save_for_backward(weight, *maps)
         ctx.align_corners = align_corners
+        weight = weight.to(maps[0].dtype)
         first, *weights = weight.split([x.shape[1] for x in maps], dim=1)
         out = convolve(maps[0], first).permute(0, 2, 3, 1).contiguous()
         b, height, width, o = out.shape
@@ -184,6 +190,7 @@ class _PyramidConv(torch.autograd.Function):
     def backward(ctx, gradient):
         weight, *maps = ctx.saved_tensors
         needs_weight, _, *needs_map = ctx.needs_input_grad
+        wide, weight = weight.dtype, weight.to(gradient.dtype)
         first, *weights = weight.split([x.shape[1] for x in maps], dim=1)
         dx, dweight = convolve_backward(
             gradient, maps[0], first, (needs_map[0], needs_weight)
@@ -196,7 +203,9 @@ class _PyramidConv(torch.autograd.Function):
             dx, dweight = upsampled_backward(gradient, x, part, axes)
             dmaps.append(dx)
             dweights.append(dweight)
-        return torch.cat(dweights, dim=1) if needs_weight else None, None, *dmaps
+        if not needs_weight:
+            return None, None, *dmaps
+        return torch.cat([d.to(wide) for d in dweights], dim=1), None, *dmaps
 
 
 def upsampled_backward(
@@ -211,7 +220,7 @@ def upsampled_backward(
         axes: of :func:`axes_of`.
 
     Returns:
-        Of x's and of weight's shape.
+        Of x's and of weight's shape; the latter in float32 at least.
     """
     (b, c, h, w), o = x.shape, len(weight)
     (rows, columns), taps = axes, taps_of(weight)
@@ -226,7 +235,7 @@ def upsampled_backward(
         part = torch.bmm(columns, part).view(3, h * w, 3 * o)  # dy, (h, w), (dx, O)
         result.copy_(torch.bmm(part, taps.transpose(1, 2)).sum(0).view(h, w, c))
         dtaps += torch.bmm(image.reshape(h * w, c).T.expand(3, -1, -1), part)
-    dweight = dtaps.view(3, c, 3, o).permute(3, 1, 0, 2).to(weight.dtype)
+    dweight = dtaps.view(3, c, 3, o).permute(3, 1, 0, 2)
     return dx.permute(0, 3, 1, 2), dweight
 
 
