@@ -1,0 +1,10 @@
+"""Export a segmentor: `python tools/export_onnx.py CONFIG CHECKPOINT OUT.onnx`."""
+
+from __future__ import annotations
+
+import sys
+
+from mmseg_twins.export.cli import main
+
+if __name__ == '__main__':
+    sys.exit(main())
