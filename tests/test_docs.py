@@ -2,7 +2,7 @@
 
 A page's blocks run from top to bottom in a folder that shows the project, as a reader
 who types them would run them. What takes long is reduced, in `REDUCED`; what cannot run
-here, because it needs several GPUs or a whole training, is marked `console` on the page.
+here, because it needs several GPUs or a whole training, is marked `console` there.
 """
 
 from __future__ import annotations
@@ -211,7 +211,9 @@ def test_every_file_that_a_page_links_or_names_exists(page: str):
     linked = re.findall(r'\]\((?!https?:|#)([^)#]+)', text)
     named = re.findall(r'`((?:tools|configs|tests|docs|mmseg_twins)/[\w./-]+)`', text)
     run_by_blocks = re.findall(r'((?:tools|configs)/[\w./-]+\.(?:py|sh))', code)
-    missing = [name for name in linked if not (ROOT / page).parent.joinpath(name).exists()]
+    missing = [
+        name for name in linked if not (ROOT / page).parent.joinpath(name).exists()
+    ]
     missing += [name for name in named + run_by_blocks if not (ROOT / name).exists()]
     assert missing == []
 
@@ -221,8 +223,12 @@ def test_every_heading_that_a_page_links_exists(page: str):
     text = (ROOT / page).read_text(encoding='utf-8')
     for name, anchor in re.findall(r'\]\((?!https?:)([^)#]*)#([^)]+)\)', text):
         target = (ROOT / page).parent / name if name else ROOT / page
-        headings = re.findall(r'^#+ (.*)$', target.read_text('utf-8'), flags=re.MULTILINE)
-        anchors = [re.sub(r'[^\w -]', '', h.lower()).replace(' ', '-') for h in headings]
+        headings = re.findall(
+            r'^#+ (.*)$', target.read_text('utf-8'), flags=re.MULTILINE
+        )
+        anchors = [
+            re.sub(r'[^\w -]', '', h.lower()).replace(' ', '-') for h in headings
+        ]
         assert anchor in anchors
 
 

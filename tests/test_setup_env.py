@@ -120,7 +120,7 @@ def test_active_environment_gets_the_tested_versions(project: Project):
     done = project.set_up()
     assert done.returncode == 0, done.stderr
     install, check = project.pip_calls()
-    assert '-c requirements/tested.txt -e .[lite,mim,test]' in install
+    assert '-c requirements/tested.txt -e .[lite,mim,deploy,test]' in install
     assert check == 'check'
 
 
@@ -166,7 +166,7 @@ def test_uninstalled_project_sets_up_again(project: Project):
 def test_full_mmcv_is_never_overwritten_by_mmcv_lite(project: Project):
     project.add_distribution('mmcv')
     done = project.set_up()
-    assert '-e .[mim,test]' in project.pip_calls()[0]
+    assert '-e .[mim,deploy,test]' in project.pip_calls()[0]
     assert 'leaving mmcv-lite out' in done.stderr
 
 
@@ -175,7 +175,7 @@ def test_full_replaces_mmcv_lite_only_when_the_wheel_is_built(project: Project):
     done = project.set_up('--full')
     assert done.returncode == 0, done.stderr
     install, build, remove, swap, check = project.pip_calls()
-    assert '-e .[mim,test]' in install
+    assert '-e .[mim,deploy,test]' in install
     assert build.startswith('wheel') and build.endswith('mmcv')
     assert remove == 'uninstall -y mmcv-lite'
     assert swap.startswith('install') and 'mmcv-2.1.0' in swap

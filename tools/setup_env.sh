@@ -11,7 +11,7 @@ usage() {
   cat <<'HELP'
 Usage: bash tools/setup_env.sh [--full] [--print-python]
 
-Installs the project (editable, extras lite, mim and test) with the versions of
+Installs the project (editable, extras lite, mim, deploy and test) with the versions of
 requirements/tested.txt into the virtual or conda environment that is active, or
 else into .venv in the project, made with the first Python 3.10 to 3.12 among
 python3, python3.12, python3.11 and python3.10. Conda's base environment is left
@@ -226,9 +226,9 @@ case $mmcv in
   old) fail "$environment holds mmcv-full, of mmsegmentation 0.x, whose files mmcv's would overwrite: activate another environment, or none." ;;
   both) fail "$environment holds both mmcv and mmcv-lite, which overwrite each other: run '$python -m pip uninstall -y mmcv mmcv-lite', then this again." ;;
 esac
-extras=lite,mim,test
+extras=lite,mim,deploy,test
 if [ "$mmcv" = full ] || [ "$full" = yes ]; then
-  extras=mim,test
+  extras=mim,deploy,test
 fi
 
 current=$(fingerprint "$extras")

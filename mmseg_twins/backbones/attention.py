@@ -4,7 +4,7 @@ Locally-grouped self-attention (LSA, section 3.2) attends within windows;
 global sub-sampled attention (GSA, section 3.2; PVT's spatial-reduction
 attention) lets every token attend to a strided-convolution summary of the map.
 Both take and return tokens of shape (B, H, W, C) and run through PyTorch's fused
-``scaled_dot_product_attention``.
+``scaled_dot_product_attention`` wherever it is the fastest way (see :mod:`.attend`).
 
 Departures from the official ``segmentation/gvt.py``:
 
@@ -24,10 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attend import attend
 from .norm import build_norm
-
-# Attention weights of a head, up to which keeping them for the backward pass is cheap.
-SMALL_ATTENTION = 2**16
 
 
 def to_windows(x: Tensor, window_height: int, window_width: int) -> Tensor:
@@ -145,35 +143,6 @@ def join_windows(
 def concatenate(tensors: Sequence[Tensor], dim: int) -> Tensor:
     """``torch.cat`` that does not copy a single tensor."""
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout_rate: float) -> Tensor:
-    """Attention of queries to keys and values.
-
-    Fused, but for training in half precision on a CPU: there the fused kernel's
-    backward pass (PyTorch 2.13) takes up to six times as long as that of two products
-    and a softmax, most of all for windows. Large matrices of attention weights are
-    left to it, since they would have to be kept.
-
-    Args:
-        q: queries, (B, heads, L, C / heads).
-        k: keys, (B, heads, M, C / heads).
-        v: values, of the keys' shape.
-        dropout_rate: share of attention weights that are dropped.
-
-    Returns:
-        (B, heads, L, C / heads).
-    """
-    if (
-        q.device.type == 'cpu'
-        and q.dtype in (torch.bfloat16, torch.float16)
-        and q.requires_grad
-        and q.shape[2] * k.shape[2] <= SMALL_ATTENTION
-        and not torch.compiler.is_compiling()
-    ):
-        weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
-        return F.dropout(weights, dropout_rate) @ v
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_rate)
 
 
 class LSA(nn.Module):

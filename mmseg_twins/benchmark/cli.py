@@ -141,6 +141,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="CPU threads of each implementation (default: PyTorch's choice)",
     )
     how.add_argument(
+        '--inference-mode',
+        action='store_true',
+        help='infer under torch.inference_mode (default: torch.no_grad, as mmengine)',
+    )
+    how.add_argument(
         '--seed',
         type=int,
         default=0,
@@ -411,6 +416,7 @@ def run(
         warmup=args.warmup,
         threads=args.threads,
         seed=args.seed,
+        inference_mode=args.inference_mode,
         compile=args.compile,
         timm=not args.no_timm and 'none' in args.heads and has_timm(),
     )

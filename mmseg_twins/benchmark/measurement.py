@@ -29,6 +29,8 @@ class Settings:
         warmup: runs before that, at least 1.
         threads: threads of PyTorch; None for its own choice.
         seed: of weights, images and labels.
+        inference_mode: whether inference runs under ``torch.inference_mode`` instead
+            of ``torch.no_grad``.
         compile: whether each implementation is measured compiled, too.
         timm: whether timm's backbone is measured beside the others.
     """
@@ -38,6 +40,7 @@ class Settings:
     warmup: int = 2
     threads: int | None = None
     seed: int = 0
+    inference_mode: bool = False
     compile: bool = False
     timm: bool = False
 
@@ -130,6 +133,7 @@ def make_jobs(case: Case, weights: str, settings: Settings) -> list[Job]:
             device=settings.device,
             threads=settings.threads,
             seed=settings.seed,
+            inference_mode=settings.inference_mode,
             compiled=compiled,
         )
         for compiled in ((False, True) if settings.compile else (False,))

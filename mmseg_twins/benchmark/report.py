@@ -217,9 +217,11 @@ def machine_facts(machine: Mapping, peaks: Mapping[str, float]) -> list[str]:
 
 def settings_fact(settings: Settings) -> str:
     """How it was measured, in a line."""
+    mode = 'torch.inference_mode' if settings.inference_mode else 'torch.no_grad'
     return (
         f'Timed runs of each implementation, in turns: {settings.runs}; to warm up: '
-        f'{settings.warmup}; device: {settings.device}; seed: {settings.seed}'
+        f'{settings.warmup}; device: {settings.device}; seed: {settings.seed}; '
+        f'inference under {mode}'
     )
 
 

@@ -39,6 +39,8 @@ class Steps:
         device: where.
         cfg: the config of the model, whose optimizer a training step takes.
         seed: of images, labels and gradients.
+        inference_mode: whether inference runs under ``torch.inference_mode`` instead
+            of ``torch.no_grad``.
         compiled: whether the model runs compiled.
     """
 
@@ -50,12 +52,16 @@ class Steps:
         device: torch.device,
         cfg: Config | None = None,
         seed: int = 0,
+        inference_mode: bool = False,
         compiled: bool = False,
     ) -> None:
         self.model = model.train(case.mode == 'train')
         self.case = case
         self.device = device
         self.seed = seed
+        self.without_gradients = (
+            torch.inference_mode if inference_mode else torch.no_grad
+        )
         self.images, self.samples = make_batch(case, device, seed)
         self.gradients: list[Tensor] | None = None
         self.optimizer = None
@@ -67,7 +73,7 @@ class Steps:
     def run(self) -> None:
         """Does the case's step once, to the end."""
         if self.case.mode != 'train':
-            with torch.no_grad(), self.autocast():
+            with self.without_gradients(), self.autocast():
                 self.infer()
         elif self.case.head == 'none':
             self.train_backbone()
@@ -120,7 +126,7 @@ class Steps:
         result = {}
         with full_precision():
             self.model.eval()
-            with torch.no_grad(), self.autocast():
+            with self.without_gradients(), self.autocast():
                 maps = self.forward(images)
             maps = list(maps) if is_backbone else [maps]
             result['maps' if is_backbone else 'logits'] = to_arrays(maps)
@@ -174,9 +180,12 @@ def make_batch(
 
 
 def make_gradients(maps: Sequence[Tensor], seed: int) -> list[Tensor]:
-    """Fixed gradients of feature maps."""
+    """Fixed gradients of feature maps, laid out in memory as the maps are."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(x.shape, generator=generator).to(x) for x in maps]
+    return [
+        torch.empty_like(x).copy_(torch.randn(x.shape, generator=generator))
+        for x in maps
+    ]
 
 
 def make_optimizer(

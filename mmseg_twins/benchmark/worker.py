@@ -36,6 +36,7 @@ class Job:
         device: ``'cpu'`` or ``'cuda'``.
         threads: threads of PyTorch; None for its own choice.
         seed: of images and labels.
+        inference_mode: whether inference runs under ``torch.inference_mode``.
         compiled: whether the model runs compiled.
     """
 
@@ -45,6 +46,7 @@ class Job:
     device: str = 'cpu'
     threads: int | None = None
     seed: int = 0
+    inference_mode: bool = False
     compiled: bool = False
 
     @property
@@ -78,6 +80,7 @@ class Session:
             device=self.device,
             cfg=cfg,
             seed=job.seed,
+            inference_mode=job.inference_mode,
             compiled=job.compiled,
         )
         self.memory: PeakMemory | None = None

@@ -46,6 +46,19 @@ def test_gradients_reach_every_parameter(family):
 
 
 @both
+def test_gradients_reach_the_blocks_in_the_tokens_layout(family):
+    backbone = tiny(family)
+    contiguous = []
+    for stage in backbone.layers:
+        stage[-1].register_full_backward_hook(
+            lambda _, __, gradients: contiguous.append(gradients[0].is_contiguous())
+        )
+    maps = backbone(image(64, 96))
+    torch.autograd.backward(maps, [torch.ones(x.shape) for x in maps])
+    assert contiguous == [True] * len(backbone.layers)
+
+
+@both
 def test_drop_path_acts_once_on_each_branch(family):
     backbone = tiny(family, drop_path_rate=0.3).train()
     calls = {}

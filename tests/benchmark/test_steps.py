@@ -12,7 +12,12 @@ from mmseg_twins.benchmark import Case
 from mmseg_twins.benchmark.agreement import compare
 from mmseg_twins.benchmark.errors import DisagreementError
 from mmseg_twins.benchmark.models import BUILTIN, PACKAGE, make_weights
-from mmseg_twins.benchmark.steps import IGNORED, NUM_CLASSES, make_batch
+from mmseg_twins.benchmark.steps import (
+    IGNORED,
+    NUM_CLASSES,
+    make_batch,
+    make_gradients,
+)
 from mmseg_twins.benchmark.worker import Job, Session
 
 pytestmark = [
@@ -127,6 +132,28 @@ def test_logits_are_at_a_quarter_of_the_images_size(start):
     session = start(PACKAGE, Case('svt-s', 'fpn', 'logits', 'fp32', 2, 64, 96))
     with torch.no_grad():
         assert session.steps.infer().shape == (2, NUM_CLASSES, 16, 24)
+
+
+@pytest.mark.parametrize('inference_mode', [False, True])
+def test_inference_runs_in_the_mode_that_is_asked_for(start, inference_mode):
+    case = Case('svt-s', 'none', 'inference', 'fp32', 1, 64, 64)
+    session = start(PACKAGE, case, inference_mode=inference_mode)
+    modes = []
+    session.model.patch_embeds[0].register_forward_pre_hook(
+        lambda *_: modes.append(
+            (torch.is_inference_mode_enabled(), torch.is_grad_enabled())
+        )
+    )
+    session.run()
+    assert modes == [(inference_mode, False)]
+
+
+def test_gradients_of_maps_lie_in_memory_as_the_maps_do():
+    maps = [torch.zeros(2, 4, 5, 6), torch.zeros(2, 5, 6, 4).permute(0, 3, 1, 2)]
+    gradients = make_gradients(maps, 0)
+    assert [g.stride() for g in gradients] == [x.stride() for x in maps]
+    again = make_gradients([x.contiguous() for x in maps], 0)
+    assert all(map(torch.equal, gradients, again))
 
 
 def test_a_run_is_warmed_up_counted_and_measured(start):
