@@ -21,6 +21,8 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .resuming import find_whole_checkpoint
+
 # What torchrun tells each process that it starts.
 TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')
 CONFIG_SUFFIXES = ('.py', '.json', '.yml', '.yaml')
@@ -321,10 +323,31 @@ def set_aside_checkpoints(cfg: Config) -> Path | None:
     while (folder := work_dir / f'earlier_{number}').exists():
         number += 1
     folder.mkdir()
-    for file in [*checkpoints, work_dir / 'last_checkpoint']:
+    notes = [work_dir / name for name in ('last_checkpoint', 'last_validation')]
+    for file in [*checkpoints, *notes]:
         if file.exists():
             file.rename(folder / file.name)
     return folder
+
+
+def resume_from_whole_checkpoint(cfg: Config) -> bool:
+    """Lets a resumed run begin at a whole checkpoint, whatever hooks it has.
+
+    Args:
+        cfg: Its ``load_from`` is set where mmengine would take a damaged checkpoint, or
+            none.
+
+    Returns:
+        Whether there is a checkpoint.
+
+    Raises:
+        NoWholeCheckpoint: Every checkpoint is damaged.
+    """
+    whole = find_whole_checkpoint(cfg.work_dir)
+    last = Path(cfg.work_dir) / 'last_checkpoint'
+    if whole and not (last.exists() and last.read_text().strip() == whole):
+        cfg.load_from = whole
+    return whole is not None
 
 
 def process_rank() -> int:

@@ -44,5 +44,5 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope=SCOPE,
-    locations=['mmseg_twins.finetuning', 'mmseg_twins.optim'],
+    locations=['mmseg_twins.finetuning', 'mmseg_twins.optim', 'mmseg_twins.resuming'],
 )

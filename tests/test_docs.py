@@ -56,6 +56,7 @@ REDUCED = {
     'docs/conversion.md': {'PRETRAIN STORE': 'alt_gvt_small.pth work_dirs/svt-s.pth'},
     'docs/differences.md': {'bash tools/run_tests.sh': TESTS},
     'docs/finetune.md': {
+        '--training 240 --validation 24': '--training 8 --validation 6',
         '--work-dir work_dirs/finetune/source\n': (
             '--work-dir work_dirs/finetune/source --cfg-options '
             'train_cfg.max_iters=2 default_hooks.checkpoint.interval=2\n'

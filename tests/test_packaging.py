@@ -181,6 +181,21 @@ def test_wheel_of_a_source_distribution_equals_the_wheel_of_the_tree(
     assert again.read_bytes() == wheel.read_bytes()
 
 
+def test_wheels_built_in_other_folders_at_other_times_are_equal(
+    source: Path, wheel: Path, tmp_path: Path
+):
+    copy = shutil.copytree(
+        source,
+        tmp_path / 'elsewhere',
+        ignore=shutil.ignore_patterns('build', '*.egg-info'),
+    )
+    for number, path in enumerate(sorted(copy.rglob('*'), reverse=True)):
+        os.utime(path, (1_000_000_000 + number, 1_000_000_000 + number))
+    again = build_wheel(copy, tmp_path / 'wheel')
+    assert again.name == wheel.name
+    assert again.read_bytes() == wheel.read_bytes()
+
+
 def test_wheel_leaves_out_what_an_earlier_build_left_behind(
     source: Path, wheel: Path, tmp_path: Path
 ):

@@ -8,9 +8,6 @@ several GPUs, or in several processes on the CPU:
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-
-from mmengine.runner import find_latest_checkpoint
 
 from mmseg_twins import cli
 from mmseg_twins.finetuning import FinetuningError
@@ -25,8 +22,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--resume',
         action='store_true',
-        help='continue from the latest checkpoint in the work dir; without this, '
-        'checkpoints found there are moved to a folder of their own',
+        help='continue from the latest checkpoint in the work dir that is whole; '
+        'without this, checkpoints found there are moved to a folder of their own',
     )
     parser.add_argument(
         '--amp',
@@ -62,16 +59,12 @@ def main() -> None:
             folder = cli.set_aside_checkpoints(cfg)
             if folder is not None:
                 print(f'checkpoints of an earlier run were moved to {folder}')
-        elif not cfg.get('load_from') and _latest_checkpoint(cfg.work_dir) is None:
+        elif not cfg.get('load_from') and not cli.resume_from_whole_checkpoint(cfg):
             print(f'nothing to resume in {cfg.work_dir}: training begins at the start')
     try:
         cli.build_runner(cfg).train()
     except FinetuningError as error:
         parser.exit(2, f'{parser.prog}: error: {error}\n')
-
-
-def _latest_checkpoint(work_dir: str) -> str | None:
-    return find_latest_checkpoint(work_dir) if Path(work_dir).is_dir() else None
 
 
 if __name__ == '__main__':

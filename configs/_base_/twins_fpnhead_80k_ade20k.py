@@ -21,6 +21,12 @@ param_scheduler = [
     dict(type='PolyLR', power=0.9, eta_min=1e-6, begin=0, end=80000, by_epoch=False),
 ]
 
+# A run that is killed goes on with --resume as if it had not been (docs/resuming.md).
+default_hooks = dict(
+    checkpoint=dict(type='mmseg_twins.CheckpointHook'),
+    resuming=dict(type='mmseg_twins.ExactResume'),
+)
+
 # 8 GPUs with 4 images each
 train_dataloader = dict(batch_size=4, num_workers=4)
 auto_scale_lr = dict(enable=False, base_batch_size=32)

@@ -31,6 +31,12 @@ param_scheduler = [
     dict(type='PolyLR', power=1.0, eta_min=0.0, begin=1500, end=160000, by_epoch=False),
 ]
 
+# A run that is killed goes on with --resume as if it had not been (docs/resuming.md).
+default_hooks = dict(
+    checkpoint=dict(type='mmseg_twins.CheckpointHook'),
+    resuming=dict(type='mmseg_twins.ExactResume'),
+)
+
 # 8 GPUs with 1 image each
 train_dataloader = dict(batch_size=1, num_workers=2)
 auto_scale_lr = dict(enable=False, base_batch_size=8)

@@ -43,6 +43,7 @@ def activate() -> bool:
     checkpoints.allow_mmengine_classes()
     checkpoints.restrict_downloads()
     checkpoints.register_safetensors()
+    checkpoints.register_local()
     cpu_processes.patch_runner()
     return True
 

@@ -70,6 +70,10 @@ def convert_checkpoint(
         )
     except ConversionError as error:
         raise ConversionError(f'{path}: {error}') from None
+    except RuntimeError as error:
+        if 'allocate memory' not in str(error):
+            raise
+        raise MemoryError(str(error)) from None
     if not report.values_verified:
         raise ConversionError(f'{path} has shapes but no values (meta device)')
     report = dataclasses.replace(

@@ -16,7 +16,9 @@ from .patterns import Renamed, Renaming
 from .report import Report
 from .rules import Layout, find_layout
 from .verification import (
+    check_claims,
     check_dense,
+    check_entries,
     check_forward,
     check_names_and_shapes,
     check_values,
@@ -80,6 +82,7 @@ def convert_state_dict(
     if backbone_only and layout.is_segmentor:
         detected = without_heads(detected, state)
     check_dense(state)
+    check_claims(state)
     renaming = Renaming((*layout.backbone, *layout.heads), detected.family)
     is_segmentor = layout.is_segmentor and not backbone_only
     heads = Heads.of(target_shapes(state, renaming)) if is_segmentor else None
@@ -139,13 +142,9 @@ def check_tensors(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """
     if not state_dict:
         raise ConversionError('this is no Twins checkpoint: it holds no tensors')
-    for name, value in state_dict.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ConversionError(
-                f'{name!r} is no tensor but {type(value).__name__}; a state dict holds '
-                'tensors by name'
-            )
-    return {name: tensor.detach() for name, tensor in state_dict.items()}
+    check_entries(state_dict)
+    # Not the tensors' own method, which an attribute of theirs can hide.
+    return {name: Tensor.detach(tensor) for name, tensor in state_dict.items()}
 
 
 def without_heads(detected: Detected, state: Mapping[str, Tensor]) -> Detected:

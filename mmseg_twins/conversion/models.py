@@ -22,6 +22,7 @@ from .errors import ConversionError
 
 FAMILIES = {'pcpvt': PCPVT, 'svt': SVT}
 ARCHS = {'s': 'small', 'b': 'base', 'l': 'large'}
+MAX_WIDTH = 1 << 14  # of heads; those of recipes have up to 1024 channels
 VARIANTS = tuple(f'{family}-{size}' for family in FAMILIES for size in ARCHS)
 
 
@@ -93,6 +94,14 @@ class Heads:
         auxiliary = width('auxiliary_head.convs.')
         upernet = width('decode_head.lateral_convs.', 'decode_head.fpn_convs.')
         fpn, neck = width('decode_head.scale_heads.'), width('neck.')
+        widest = max(
+            filter(None, (num_classes, auxiliary, upernet, fpn, neck)), default=0
+        )
+        if widest > MAX_WIDTH:
+            raise ConversionError(
+                f'the segmentor has a head with {widest} channels; up to {MAX_WIDTH} '
+                'can be checked'
+            )
         if num_classes and upernet:
             return cls('uperhead', upernet, num_classes, auxiliary)
         if num_classes and fpn and neck:

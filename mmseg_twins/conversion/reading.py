@@ -3,7 +3,8 @@
 PyTorch's files, in the zip format and in the one before it, are loaded with
 ``weights_only=True``: what they may name are PyTorch's own harmless classes and
 those that real checkpoints of Twins carry beside their weights. Anything else is
-refused by name. safetensors files hold nothing but tensors.
+refused by name, and so is what would overflow the stack or fill the memory
+(:mod:`~mmseg_twins.compat.screening`). safetensors files hold nothing but tensors.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from ..compat.checkpoints import allow_mmengine_classes
-from .errors import ConversionError, first_cause
+from ..compat.checkpoints import allow_mmengine_classes, first_cause
+from ..compat.screening import ZIP_MAGIC, is_archive, screen, screen_archive
+from .errors import ConversionError
+from .verification import check_entries
 
 # Keys under which training scripts put the state dict, those of averaged weights apart.
 WRAPPERS = ('state_dict', 'model')
@@ -35,7 +38,6 @@ META = 'meta'
 
 # How files begin: PyTorch's since 1.6, its earlier ones, and, after the length of
 # their header in eight bytes, those of safetensors.
-ZIP_MAGIC = b'PK\x03\x04'
 PICKLE_MAGIC = (b'\x80', b'c', b'(')  # the last two: pickles in text form
 SAFETENSORS_MAGIC = b'{'
 
@@ -124,10 +126,12 @@ def check_zip(path: Path) -> None:
         ConversionError: it is not, or something is.
     """
     try:
+        screen_archive(path)
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError) as error:
+    # What a damaged archive makes zipfile stumble over can be of any kind.
+    except Exception as error:
         raise ConversionError(
             f'{path} is truncated or damaged ({one_line(error)}); get it anew'
         ) from None
@@ -166,6 +170,11 @@ def load_pickled(path: Path, *, mmap: bool) -> object:
         # That a pickle is of a newer protocol than PyTorch writes.
         warnings.filterwarnings('ignore', 'Detected pickle protocol')
         try:
+            screen(path)
+        # Of a file that is not as PyTorch writes it, also its own errors.
+        except Exception as error:
+            raise damaged(path, error) from None
+        try:
             return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
         # What a damaged or hostile file makes the unpickler stumble over can be of
         # any kind.
@@ -177,16 +186,21 @@ def load_pickled(path: Path, *, mmap: bool) -> object:
                     'checkpoint that asks for more than tensors and plain values can '
                     'run code; nothing of it has run'
                 ) from None
-            raise ConversionError(
-                f'{path} is truncated, damaged or no checkpoint '
-                f'({one_line(first_cause(error))})'
-            ) from None
+            raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> ConversionError:
+    """What is said about a file that cannot be read."""
+    return ConversionError(
+        f'{path} is truncated, damaged or no checkpoint '
+        f'({one_line(first_cause(error))})'
+    )
 
 
 def refused_names(path: Path) -> list[str]:
     """What a file's pickles name that is not allowed, without running them."""
     try:
-        if zipfile.is_zipfile(path):
+        if is_archive(path):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         with path.open('rb') as file:
             return sorted(legacy_globals(file) - allowed_names())
@@ -253,7 +267,8 @@ def load_safetensors(path: Path) -> tuple[dict, dict]:
         with safe_open(path, framework='pt') as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
             meta = json.loads((file.metadata() or {}).get(META, '{}'))
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+    # JSON that nests too deeply is a RecursionError.
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConversionError(
             f'{path} is truncated, damaged or no safetensors file ({one_line(error)})'
         ) from None
@@ -277,17 +292,18 @@ def unwrap(content: object, meta: Mapping, use_ema: bool) -> Source:
         use_ema: whether to take the averaged weights.
 
     Raises:
-        ConversionError: there is none, or more than one.
+        ConversionError: there is none, or more than one, or it holds something else.
     """
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise ConversionError(
             f'the file holds a {type(content).__name__}, not a dict with tensors'
         )
-    keys = [str(key) for key in content]
+    content = plain(content)
+    keys = [name_of(key) for key in content]
     wrappers = [
         key
         for key in (EMA_WRAPPERS if use_ema else WRAPPERS)
-        if isinstance(content.get(key), Mapping)
+        if isinstance(content.get(key), dict)
     ]
     if use_ema and not wrappers:
         raise ConversionError(
@@ -301,6 +317,7 @@ def unwrap(content: object, meta: Mapping, use_ema: bool) -> Source:
         )
     if not wrappers:
         if any(isinstance(value, Tensor) for value in content.values()):
+            check_entries(content)
             return Source(content, None, (), meta)
         averaged = [key for key in EMA_WRAPPERS if key in content]
         hint = f'; --use-ema takes those of {averaged[0]}' if averaged else ''
@@ -308,15 +325,27 @@ def unwrap(content: object, meta: Mapping, use_ema: bool) -> Source:
             f'the file has no weights under {" or ".join(WRAPPERS)}; it has '
             f'{listed(keys)}{hint}'
         )
-    found = content.get(META)
+    state, found = plain(content[wrappers[0]]), content.get(META)
+    check_entries(state)
     return Source(
-        content[wrappers[0]],
+        state,
         wrappers[0],
         tuple(key for key in keys if key != wrappers[0]),
-        found if isinstance(found, Mapping) else meta,
+        plain(found) if isinstance(found, dict) else meta,
     )
+
+
+def plain(content: dict) -> dict:
+    """A dict without what a pickle can put in the place of an OrderedDict's methods."""
+    return dict(dict.items(content))
+
+
+def name_of(key: object) -> str:
+    """A key of a file, for people."""
+    return key if isinstance(key, str) else f'<{type(key).__name__}>'
 
 
 def listed(keys: list[str]) -> str:
     """The first keys of a file, for a message."""
-    return ', '.join(map(repr, keys[:8])) or 'nothing'
+    shown = (key if len(key) <= 40 else f'{key[:40]}...' for key in keys[:8])
+    return ', '.join(map(repr, shown)) or 'nothing'

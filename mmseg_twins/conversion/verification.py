@@ -17,7 +17,33 @@ from .patterns import Renaming, compile_template
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 IMAGE_SIDE = 64  # px; every stage of every variant keeps tokens of it
+CLAIMED = 1 << 30  # bytes that tensors may claim beyond those that they have
+MAX_NAME = 128  # characters; the names of models have less than 80
 NAMED = 3  # how many offending tensors a message names
+
+
+def check_entries(state: Mapping[str, Tensor]) -> None:
+    """Checks that a dict has tensors by name.
+
+    Raises:
+        ConversionError: an entry is something else; says which.
+    """
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise ConversionError(
+                f'an entry has a {type(name).__name__} for a name; a state dict holds '
+                'tensors by name'
+            )
+        if len(name) > MAX_NAME:
+            raise ConversionError(
+                f'an entry has a name of {len(name)} characters ({name[:20]!r}...); '
+                f'those of tensors have up to {MAX_NAME}'
+            )
+        if not isinstance(value, Tensor):
+            raise ConversionError(
+                f'{name!r} is no tensor but {type(value).__name__}; a state dict holds '
+                'tensors by name'
+            )
 
 
 def check_dense(state: Mapping[str, Tensor]) -> None:
@@ -34,6 +60,28 @@ def check_dense(state: Mapping[str, Tensor]) -> None:
                 f'{name!r} is a tensor of {tensor.dtype} ({tensor.layout}); weights '
                 'are dense and of float32, float64, float16 or bfloat16'
             )
+
+
+def check_claims(state: Mapping[str, Tensor]) -> None:
+    """Checks that tensors have about as many bytes as their shapes and types claim.
+
+    A tensor can repeat a few bytes as often as it likes, and what is computed from it
+    and written would not.
+
+    Raises:
+        ConversionError: they claim far more.
+    """
+    memory = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in state.values()
+        if not tensor.is_meta
+    }
+    claimed = sum(tensor.nbytes for tensor in state.values() if not tensor.is_meta)
+    if claimed > sum(memory.values()) + CLAIMED:
+        raise ConversionError(
+            f'its tensors claim {claimed / 2**30:.3g} GiB, of which there are '
+            f'{sum(memory.values()) / 2**30:.3g} GiB'
+        )
 
 
 def missing_by_right(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import first_cause
+from ..compat.checkpoints import first_cause
 from .reading import META
 
 SUFFIXES = ('.pth', '.safetensors')

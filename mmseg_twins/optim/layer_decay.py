@@ -14,8 +14,9 @@ that of its stage's last block                        each norm after a stage (S
 N + 1                                                 all outside the backbone
 ====================================================  ================================
 
-A layer's learning rate is scaled by ``decay_rate ** (N + 1 - layer)``. This is timm's
-grouping of Twins, which has no norms after stages.
+A layer's learning rate is scaled by ``decay_rate ** (N + 1 - layer)``. The grouping is
+that of ``Twins.group_matcher`` in timm's ``models/twins.py``, which has no norms after
+stages.
 
 mmsegmentation's ``LearningRateDecayOptimizerConstructor`` knows ConvNeXt, BEiT and MAE
 only; it also replaces ``norm_decay_mult`` and ``custom_keys`` by rules of its own.

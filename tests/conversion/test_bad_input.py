@@ -208,6 +208,18 @@ FILES = {
         lambda path: edited(path, **{'blocks.0.0.norm1.bias': torch.zeros(64).long()}),
         "'blocks.0.0.norm1.bias' is of torch.int64, expected torch.float32",
     ),
+    'a name that is none': (
+        lambda path: saved(path, {'model': {('a', 'b'): torch.zeros(1)}}),
+        'an entry has a tuple for a name',
+    ),
+    'an endless name': (
+        lambda path: edited(path, **{'x' * 100_000: torch.zeros(1)}),
+        'an entry has a name of 100000 characters',
+    ),
+    'a tensor that claims what no file holds': (
+        lambda path: edited(path, head=torch.zeros(1).expand(2**40)),
+        r'claim 4\.1e\+03 GiB, of which there are',
+    ),
     'sparse': (
         lambda path: edited(
             path, **{'blocks.0.0.norm1.bias': torch.zeros(64).to_sparse()}

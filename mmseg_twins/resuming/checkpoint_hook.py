@@ -1,0 +1,164 @@
+"""mmengine's CheckpointHook, safe against a kill at any moment.
+
+What mmengine 0.10.7 does otherwise: it writes checkpoints and ``last_checkpoint`` in
+place; it removes the checkpoint that a new one replaces, the best one too, before it
+writes the new one; and a run that is killed between a checkpoint and the end of the
+validation that follows goes on without that validation.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+
+from ..registry import HOOKS
+from .latest import LAST, find_whole_checkpoint
+from .whole_files import NAME, WholeFiles
+
+VALIDATED = 'last_validation'
+OUTDATED = 'outdated_ckpts'
+# What `replacing` names the temporary file of a checkpoint, and of the files below.
+TEMPORARY = re.compile(rf'\.(.+\.pth|{LAST}|{VALIDATED})\.\w{{8}}\.tmp')
+
+
+@HOOKS.register_module()
+class CheckpointHook(MMEngineCheckpointHook):
+    """Saves checkpoints, and resumes from the newest that is whole.
+
+    Takes mmengine's arguments. On local disks a file appears complete or not at all,
+    and what it replaces is removed after that. Other storage is written as mmengine
+    does it.
+
+    ``last_validation`` in the work dir has the iteration or epoch of the last
+    validation that ended. Where a resumed run stands at one that is due and did not
+    end, it validates before it trains on.
+
+    Example:
+        >>> default_hooks = dict(
+        ...     checkpoint=dict(
+        ...         type='mmseg_twins.CheckpointHook', by_epoch=False, interval=8000
+        ...     )
+        ... )
+    """
+
+    _is_training = False
+
+    def before_run(self, runner: Runner) -> None:
+        """Chooses the checkpoint to resume from, before mmengine does.
+
+        Raises:
+            NoWholeCheckpoint: there are checkpoints, but each is damaged.
+        """
+        if runner._resume is True and runner._load_from is None:
+            runner._load_from = find_whole_checkpoint(runner.work_dir)
+
+    def before_train(self, runner: Runner) -> None:
+        """Finishes what a killed run has left undone, validation at last."""
+        super().before_train(runner)
+        if isinstance(self.file_backend, LocalBackend):
+            self.backend_args = dict(backend=NAME)
+            self.file_backend = get_file_backend(backend_args=self.backend_args)
+        if is_main_process():
+            self._clean_up(runner)
+        self._is_training = True
+        # All processes have to validate, or none, whatever files they see.
+        due = [is_due(runner) and self._last_validation(runner) != position(runner)]
+        broadcast_object_list(due)
+        if due[0]:
+            runner.logger.info(
+                f'The validation at {position(runner)} did not end: it is repeated.'
+            )
+            runner.val_loop.run()
+
+    def after_val(self, runner: Runner) -> None:
+        """Notes that this validation has ended."""
+        if self._is_training and is_main_process():
+            WholeFiles().put_text(
+                f'{position(runner)}\n', Path(runner.work_dir, VALIDATED)
+            )
+
+    def _clean_up(self, runner: Runner) -> None:
+        if runner.iter == 0:
+            Path(runner.work_dir, VALIDATED).unlink(missing_ok=True)
+        if not isinstance(self.file_backend, WholeFiles):
+            return
+        for folder in {Path(self.out_dir), Path(runner.work_dir)}:
+            for file in folder.glob('.*.tmp'):
+                if TEMPORARY.fullmatch(file.name):
+                    file.unlink()
+        if runner.iter > 0:
+            self.file_backend.outdated += runner.message_hub.get_info(OUTDATED, [])
+            self.file_backend.remove_outdated()
+
+    def _last_validation(self, runner: Runner) -> int | None:
+        try:
+            return int(Path(runner.work_dir, VALIDATED).read_text(encoding='utf-8'))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        """mmengine's, with what is removed put at the end."""
+        if not isinstance(self.file_backend, WholeFiles):
+            super()._save_checkpoint_with_step(runner, step, meta)
+            return
+        hub = runner.message_hub
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                self.file_backend.remove(self._path(self.keep_ckpt_ids.popleft()))
+            self.keep_ckpt_ids.append(step)
+            hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        self.last_ckpt = self._path(step)
+        hub.update_info('last_ckpt', self.last_ckpt)
+        # A run that is killed before the removal finds in its checkpoint what is left.
+        hub.update_info(OUTDATED, list(self.file_backend.outdated))
+        runner.save_checkpoint(
+            self.out_dir,
+            self.filename_tmpl.format(step),
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            self.file_backend.put_text(self.last_ckpt, Path(runner.work_dir, LAST))
+            self.file_backend.remove_outdated()
+        self.file_backend.outdated.clear()
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        """mmengine's; the best one so far is removed after its successor is there."""
+        super()._save_best_checkpoint(runner, metrics)
+        # Where no checkpoint was saved yet, nothing else has removed it.
+        if isinstance(self.file_backend, WholeFiles) and is_main_process():
+            self.file_backend.remove_outdated()
+
+    def _path(self, step: int) -> str:
+        return self.file_backend.join_path(
+            self.out_dir, self.filename_tmpl.format(step)
+        )
+
+
+def position(runner: Runner) -> int:
+    """The epochs or iterations done, whichever the training loop counts by."""
+    by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    return runner.epoch if by_epoch else runner.iter
+
+
+def is_due(runner: Runner) -> bool:
+    """Whether mmengine's training loops validate where the training stands."""
+    loop, done = runner.train_loop, position(runner)
+    if runner.val_loop is None or done == 0:
+        return False
+    if not isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
+        return False
+    loop._decide_current_val_interval()
+    by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    end = loop.max_epochs if by_epoch else loop.max_iters
+    return done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)

@@ -1,0 +1,216 @@
+"""A resumed training has the weights of one that was never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.runner import Runner
+from torch.utils.data import BatchSampler
+
+from mmseg_twins.demo.dataset import StreetsDataset
+from mmseg_twins.resuming.batches import (
+    NumberedBatches,
+    NumberedIndex,
+    Purpose,
+    SeededDataset,
+    seed_generators,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def state(runner: Runner) -> dict:
+    return {name: value.clone() for name, value in runner.model.state_dict().items()}
+
+
+def equal(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) for name, value in first.items()
+    )
+
+
+@pytest.fixture
+def whole(train) -> dict:
+    """Six iterations at a stretch, without workers or validation."""
+    return state(train('whole'))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_resumed_training_ends_at_the_same_weights(train, whole: dict, workers: int):
+    loader = dict(train_dataloader__num_workers=workers)
+    train(**loader, train_cfg__max_iters=4, train_cfg__val_interval=2)
+
+    assert equal(state(train(**loader, resume=True)), whole)
+
+
+@pytest.mark.slow
+def test_without_the_hook_it_does_not(train):
+    train(exact=False, train_cfg__max_iters=4)
+    alone = state(train('other', exact=False))
+
+    assert not equal(state(train(exact=False, resume=True)), alone)
+
+
+@pytest.mark.slow
+def test_averaged_weights_are_taken_up_again(train):
+    averaged = dict(custom_hooks=[dict(type='EMAHook', momentum=0.25)])
+    train(**averaged, train_cfg__max_iters=4)
+    resumed = train(**averaged, resume=True)
+
+    saved = [
+        torch.load(Path(runner.work_dir, 'iter_6.pth'), weights_only=True)
+        for runner in (resumed, train('whole', **averaged))
+    ]
+    for key in ('state_dict', 'ema_state_dict'):
+        assert equal(saved[0][key], saved[1][key])
+
+
+@pytest.mark.slow
+def test_training_by_epochs_is_resumed_too(train):
+    settings = dict(
+        train_cfg=dict(
+            _delete_=True, type='EpochBasedTrainLoop', max_epochs=3, val_interval=9
+        ),
+        train_dataloader__sampler=dict(type='DefaultSampler', shuffle=True),
+        param_scheduler=[],
+    )
+    settings['default_hooks__checkpoint'] = dict(by_epoch=True, interval=1)
+    whole = state(train('whole', **settings))
+    train(**settings, train_cfg__max_epochs=2)
+
+    assert equal(state(train(**settings, resume=True)), whole)
+
+
+@pytest.mark.slow
+def test_a_seed_that_was_drawn_is_taken_up_again(train, tmp_path: Path):
+    drawn = dict(randomness=dict(_delete_=True, seed=None))
+    first = train(**drawn, train_cfg__max_iters=4)
+    resumed = state(train(**drawn, resume=True))
+
+    assert equal(resumed, state(train('whole', randomness__seed=first.seed)))
+
+
+@pytest.mark.slow
+def test_two_processes_are_resumed_too(scenes: Path, tmp_path: Path):
+    loader = dict(
+        batch_size=2, num_workers=1, dataset=dict(data_root=str(scenes.absolute()))
+    )
+    lines = [
+        f'_base_ = {str(ROOT / "configs/demo/twins_svt_fpn_streets.py")!r}',
+        f'train_dataloader = val_dataloader = test_dataloader = {loader!r}',
+        'model = dict(backbone=dict(drop_path_rate=0.3))',
+        'train_cfg = dict(max_iters=4, val_interval=2)',
+        'default_hooks = dict(checkpoint=dict(interval=2))',
+    ]
+    (tmp_path / 'config.py').write_text('\n'.join(lines))
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    torchrun += ['--nproc-per-node', '2', str(ROOT / 'tools/train.py'), 'config.py']
+    environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    environment['PYTHONPATH'] = str(ROOT)
+
+    def train_in_two(work_dir: str, *arguments: str) -> dict:
+        subprocess.run(
+            [*torchrun, '--work-dir', work_dir, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            check=True,
+            timeout=300,
+        )
+        return torch.load(tmp_path / work_dir / 'iter_4.pth', weights_only=True)
+
+    whole = train_in_two('whole')['state_dict']
+    (tmp_path / 'killed').mkdir()
+    shutil.copy(tmp_path / 'whole/iter_2.pth', tmp_path / 'killed')
+
+    assert equal(train_in_two('killed', '--resume')['state_dict'], whole)
+
+
+def test_batches_that_were_trained_on_are_not_loaded(train, monkeypatch):
+    train(train_cfg__max_iters=4)
+    loaded = []
+    prepare = StreetsDataset.prepare_data
+
+    def counted(self, index):
+        if 'training' in self.data_prefix['img_path']:
+            loaded.append(index)
+        return prepare(self, index)
+
+    monkeypatch.setattr(StreetsDataset, 'prepare_data', counted)
+    runner = train(resume=True)
+
+    assert runner.iter == 6
+    assert len(loaded) == 2 * 2
+
+
+def numbered(rank: int, world_size: int, batch_size: int) -> list[tuple[int, int]]:
+    """Index and number of the first 24 samples of a run, sorted by number."""
+    order = np.random.default_rng(0).permutation(48).tolist()
+    sampler = order[rank::world_size]
+    batches = NumberedBatches(
+        BatchSampler(sampler, batch_size, drop_last=False),
+        sampler=sampler,
+        batch_size=batch_size,
+        first=lambda: 3,
+        endless=True,
+        rank=rank,
+        world_size=world_size,
+    )
+    found = [
+        index for _, batch in zip(range(3), batches, strict=False) for index in batch
+    ]
+    return [(index.number, int(index)) for index in found]
+
+
+def test_processes_that_share_a_batch_number_its_samples_as_one_does():
+    alone = numbered(0, 1, 8)
+
+    assert [number for number, _ in alone] == list(range(24, 48))
+    assert sorted(numbered(0, 2, 4) + numbered(1, 2, 4)) == alone
+
+
+def test_a_numbered_index_reaches_a_worker():
+    index = pickle.loads(pickle.dumps(NumberedIndex(3, 7)))
+
+    assert (index, index.number) == (3, 7)
+
+
+def test_a_samples_generators_follow_from_its_number():
+    class Draws(list):
+        def __getitem__(self, index):
+            return random.random(), np.random.rand(), float(torch.rand(()))
+
+    dataset = SeededDataset(Draws(range(4)), seed=5)
+    first, other, again = (dataset[NumberedIndex(1, n)] for n in (7, 8, 7))
+
+    assert first == again
+    assert all(a != b for a, b in zip(first, other, strict=True))
+    assert SeededDataset(Draws(range(4)), seed=6)[NumberedIndex(1, 7)] != first
+
+
+def test_a_seeded_dataset_is_the_dataset_otherwise():
+    inner = StreetsDataset.__new__(StreetsDataset)
+    inner._metainfo = dict(classes=('road',))
+    dataset = SeededDataset(inner, seed=0)
+
+    assert dataset.metainfo == dict(classes=('road',))
+    assert copy.deepcopy(dataset) is dataset
+    assert pickle.loads(pickle.dumps(SeededDataset([1, 2], seed=0)))[1] == 2
+
+
+def test_steps_and_samples_of_one_number_draw_differently():
+    draws = []
+    for purpose in Purpose:
+        seed_generators(0, purpose, 1, 0)
+        draws.append(float(torch.rand(())))
+
+    assert len(set(draws)) == len(draws)

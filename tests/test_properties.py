@@ -1,0 +1,275 @@
+"""What holds for every size, not only for those of the other tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmcv.cnn.bricks.transformer import FFN
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbones.test_attention import masked_local_attention
+from mmseg_twins.backbones import mlp
+from mmseg_twins.backbones.attention import LSA
+from mmseg_twins.backbones.mlp import MLP
+from mmseg_twins.conversion.patterns import Renaming
+from mmseg_twins.conversion.rules import LAYOUTS
+from mmseg_twins.heads import winograd
+from mmseg_twins.heads.upsampled_conv import conv3x3_of_pyramid, conv3x3_of_upsampled
+
+quickly = settings(deadline=None, derandomize=True, max_examples=40)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def assert_same_results_and_gradients(got: Tensor, expected: Tensor, inputs: list):
+    torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+    gradient = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad(got, inputs, gradient),
+        torch.autograd.grad(expected, inputs, gradient),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+# --- conversion
+
+
+@st.composite
+def architectures(draw) -> dict:
+    """A Twins of any family, depths, widths and reductions."""
+    stages = draw(st.integers(1, 5))
+    return {
+        'family': draw(st.sampled_from(['pcpvt', 'svt'])),
+        'dims': draw(st.lists(st.integers(1, 5), min_size=stages, max_size=stages)),
+        'depths': draw(st.lists(st.integers(0, 12), min_size=stages, max_size=stages)),
+        'reductions': draw(
+            st.lists(st.sampled_from([1, 2, 4]), min_size=stages, max_size=stages)
+        ),
+        'ratio': draw(st.integers(1, 3)),
+        'stage_norms': draw(st.booleans()),
+        'qkv_bias': draw(st.booleans()),
+    }
+
+
+def layer(name: str, *shape: int, bias: bool = True) -> dict[str, Tensor]:
+    state = {f'{name}.weight': torch.randn(shape)}
+    return state | ({f'{name}.bias': torch.randn(shape[:1])} if bias else {})
+
+
+def official_state(architecture: dict) -> dict[str, Tensor]:
+    """A backbone of the official code with random values."""
+    state, before = {}, 3
+    bias = architecture['qkv_bias']
+    stages = zip(
+        architecture['dims'],
+        architecture['depths'],
+        architecture['reductions'],
+        strict=True,
+    )
+    for i, (dim, depth, reduction) in enumerate(stages):
+        state |= layer(f'patch_embeds.{i}.proj', dim, before, 2, 2)
+        state |= layer(f'patch_embeds.{i}.norm', dim)
+        state |= layer(f'pos_block.{i}.proj.0', dim, 1, 3, 3)
+        for j in range(depth):
+            block, hidden = f'blocks.{i}.{j}', architecture['ratio'] * dim
+            state |= layer(f'{block}.norm1', dim) | layer(f'{block}.norm2', dim)
+            if architecture['family'] == 'svt' and j % 2 == 0:
+                state |= layer(f'{block}.attn.qkv', 3 * dim, dim, bias=bias)
+            else:
+                state |= layer(f'{block}.attn.q', dim, dim, bias=bias)
+                state |= layer(f'{block}.attn.kv', 2 * dim, dim, bias=bias)
+                if reduction > 1:
+                    state |= layer(f'{block}.attn.sr', dim, dim, reduction, reduction)
+                    state |= layer(f'{block}.attn.norm', dim)
+            state |= layer(f'{block}.attn.proj', dim, dim)
+            state |= layer(f'{block}.mlp.fc1', hidden, dim)
+            state |= layer(f'{block}.mlp.fc2', dim, hidden)
+        if architecture['stage_norms']:
+            state |= layer(f'norm_list.{i}', dim)
+        before = dim
+    return state
+
+
+@quickly
+@given(architecture=architectures(), in_segmentor=st.booleans(), seed=seeds)
+def test_names_and_bits_survive_the_way_to_mmsegmentation_and_back(
+    architecture, in_segmentor, seed
+):
+    torch.manual_seed(seed)
+    layout = next(
+        layout
+        for layout in LAYOUTS
+        if (layout.project, layout.is_segmentor) == ('official', in_segmentor)
+    )
+    state = {
+        layout.prefix + name: tensor
+        for name, tensor in official_state(architecture).items()
+    }
+    renaming = Renaming((*layout.backbone, *layout.heads), architecture['family'])
+
+    there = renaming.forwards(state)
+    back = renaming.backwards(there.state)
+
+    assert back.state.keys() == state.keys()
+    assert all(torch.equal(back.state[name], state[name]) for name in state)
+    # Nothing is lost or doubled on the way, and every name is one of the target's.
+    assert sum(t.numel() for t in there.state.values()) == sum(
+        t.numel() for t in state.values()
+    )
+    origins = [name for names in there.origins.values() for name in names]
+    assert sorted(origins) == sorted(state)
+    assert all(renaming.is_target(name) for name in there.state)
+
+
+@quickly
+@given(architecture=architectures(), seed=seeds)
+def test_merged_queries_come_before_keys_and_values(architecture, seed):
+    torch.manual_seed(seed)
+    layout = LAYOUTS[0]
+    state = official_state(architecture)
+    renaming = Renaming(layout.backbone, architecture['family'])
+    converted = renaming.forwards(state).state
+    for name, q in state.items():
+        block, is_q, part = name.partition('.attn.q.')
+        if is_q:
+            kv = state[f'{block}.attn.kv.{part}']
+            target = block.replace('blocks', 'layers') + f'.attn.attn.in_proj_{part}'
+            assert torch.equal(converted[target], torch.cat([q, kv]))
+
+
+# --- attention
+
+
+@quickly
+@given(
+    batch=st.integers(1, 3),
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    window=st.integers(1, 14),
+    heads=st.integers(1, 4),
+    head_dims=st.integers(1, 4),
+    qkv_bias=st.booleans(),
+    seed=seeds,
+)
+def test_lsa_is_masked_attention_at_any_size(
+    batch, height, width, window, heads, head_dims, qkv_bias, seed
+):
+    torch.manual_seed(seed)
+    dims = heads * head_dims
+    lsa = LSA(dims, heads, window, qkv_bias=qkv_bias).double()
+    x = random(batch, height, width, dims)
+    assert_same_results_and_gradients(
+        lsa(x), masked_local_attention(lsa, x), [x, *lsa.parameters()]
+    )
+
+
+# --- convolutions of upsampled maps
+
+sides = st.integers(1, 9)
+sizes = st.tuples(sides, sides)
+
+
+@quickly
+@given(
+    batch=st.integers(1, 2),
+    channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    small=sizes,
+    large=sizes,
+    align_corners=st.booleans(),
+    seed=seeds,
+)
+def test_convolving_an_upsampled_map_is_the_plain_expression_at_any_size(
+    batch, channels, small, large, align_corners, seed
+):
+    torch.manual_seed(seed)
+    x, weight = random(batch, channels[0], *small), random(*channels[::-1], 3, 3)
+    up = F.interpolate(x, large, mode='bilinear', align_corners=align_corners)
+    assert_same_results_and_gradients(
+        conv3x3_of_upsampled(x, weight, large, align_corners),
+        F.conv2d(up, weight, padding=1),
+        [x, weight],
+    )
+
+
+@quickly
+@given(
+    batch=st.integers(1, 2),
+    levels=st.lists(st.tuples(st.integers(1, 3), sizes), min_size=1, max_size=4),
+    out_channels=st.integers(1, 4),
+    has_bias=st.booleans(),
+    align_corners=st.booleans(),
+    seed=seeds,
+)
+def test_convolving_a_pyramid_is_the_plain_expression_at_any_size(
+    batch, levels, out_channels, has_bias, align_corners, seed
+):
+    torch.manual_seed(seed)
+    maps = [random(batch, channels, *size) for channels, size in levels]
+    weight = random(out_channels, sum(channels for channels, _ in levels), 3, 3)
+    bias = random(out_channels) if has_bias else None
+    up = [
+        F.interpolate(x, levels[0][1], mode='bilinear', align_corners=align_corners)
+        for x in maps
+    ]
+    assert_same_results_and_gradients(
+        conv3x3_of_pyramid(maps, weight, bias, align_corners),
+        F.conv2d(torch.cat(up, 1), weight, bias, padding=1),
+        [*maps, weight, *([bias] if has_bias else [])],
+    )
+
+
+# --- Winograd's convolution and the MLP in chunks
+
+
+@quickly
+@given(
+    batch=st.integers(1, 3),
+    channels=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    size=st.tuples(st.integers(1, 13), st.integers(1, 13)),
+    bias=st.booleans(),
+    channels_last=st.booleans(),
+    strip=st.sampled_from([1, 4000, winograd.STRIP]),
+    seed=seeds,
+)
+def test_the_winograd_layer_is_pytorchs_at_any_size(
+    batch, channels, size, bias, channels_last, strip, seed
+):
+    torch.manual_seed(seed)
+    layer = winograd.Conv2d(*channels, 3, padding=1, bias=bias).double()
+    x = random(batch, channels[0], *size).detach()
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, 'MIN_CHANNELS', 1)
+        patch.setattr(winograd, 'MIN_PIXELS', 1)
+        patch.setattr(winograd, 'STRIP', strip)
+        assert_same_results_and_gradients(
+            layer(x), nn.Conv2d.forward(layer, x), [x, *layer.parameters()]
+        )
+
+
+@quickly
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
+    dims=st.integers(1, 6),
+    hidden=st.integers(1, 12),
+    rows=st.integers(1, 50),
+    seed=seeds,
+)
+def test_the_mlp_in_chunks_is_mmcvs_ffn_at_any_size(shape, dims, hidden, rows, seed):
+    torch.manual_seed(seed)
+    module, x = MLP(dims, hidden).double(), random(*shape, dims)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlp, 'CHUNKED_FROM', 0)
+        patch.setattr(mlp, 'rows_of_chunk', lambda w1: rows)
+        assert_same_results_and_gradients(
+            module(x), FFN.forward(module, x), [x, *module.parameters()]
+        )
