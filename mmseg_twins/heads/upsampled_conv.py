@@ -93,11 +93,7 @@ def shifted_interpolation(
         takes from each input place. The last 128 different ones are kept.
     """
     with torch.inference_mode(False), torch.no_grad():
-        make = (
-            interpolation.__wrapped__
-            if torch.compiler.is_compiling()
-            else interpolation
-        )
+        make = interpolation.__wrapped__ if is_traced() else interpolation
         matrix = make(size_in, size_out, align_corners, dtype, device)
         padded = F.pad(matrix, (0, 0, 1, 1))
         return torch.stack([padded[tap : tap + size_out] for tap in range(3)])
@@ -250,9 +246,7 @@ def axes_of(
     x: Tensor, size: tuple[int, int], align_corners: bool
 ) -> tuple[Tensor, Tensor]:
     """The matrices (H, (dy, h)) and (W, (w, dx)) that upsample x and shift it."""
-    # A compiler traces through the making of the matrices, and not through a cache.
-    compiling = torch.compiler.is_compiling()
-    make = shifted_interpolation.__wrapped__ if compiling else shifted_interpolation
+    make = shifted_interpolation.__wrapped__ if is_traced() else shifted_interpolation
     h, w = x.shape[2:]
     rows = make(h, size[0], align_corners, x.dtype, x.device)
     columns = make(w, size[1], align_corners, x.dtype, x.device)
@@ -260,6 +254,15 @@ def axes_of(
         rows.permute(1, 0, 2).reshape(size[0], 3 * h),
         columns.permute(1, 2, 0).reshape(size[1], 3 * w),
     )
+
+
+def is_traced() -> bool:
+    """Whether tensors that are made now are no numbers to keep.
+
+    A compiler traces through the making of a matrix, and not through a cache; a mode
+    such as PyTorch's for fake tensors makes matrices that only pretend to be some.
+    """
+    return torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor
 
 
 def mix(image: Tensor, taps: Tensor, columns: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from mmseg_twins.heads.upsampled_conv import (
@@ -117,6 +118,17 @@ def test_matrices_are_cached_per_size_type_and_device_with_a_bound():
         assert function(*arguments) is function(*arguments)
         assert function(3, 7, *arguments[2:]) is not function(*arguments)
         assert function.cache_info().maxsize == 128
+
+
+def test_fake_tensors_leave_nothing_in_the_cache():
+    shifted_interpolation.cache_clear()
+    interpolation.cache_clear()
+    with FakeTensorMode():
+        conv3x3_of_upsampled(
+            torch.zeros(1, 2, 3, 3), torch.zeros(4, 2, 3, 3), (6, 6), False
+        )
+    x, weight = torch.randn(1, 2, 3, 3), torch.randn(4, 2, 3, 3)
+    assert type(conv3x3_of_upsampled(x, weight, (6, 6), False)) is torch.Tensor
 
 
 def test_matrices_made_in_inference_mode_serve_training():
