@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 PROJECT = 'mmseg-twins'
 PINS = Path(__file__).resolve().parents[1] / 'requirements' / 'tested.txt'
 UNPINNED = 'pip'  # openmim asks for it, and an environment has it before anything else
-EXTRAS = 'mim,test'  # and the extra of the mmcv that is installed
+EXTRAS = 'mim,deploy,test'  # and the extra of the mmcv that is installed
 
 
 def read_pins(path: Path) -> dict[str, Requirement]:
