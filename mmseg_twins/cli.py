@@ -166,6 +166,23 @@ def find_launcher(given: str | None) -> str:
     return given
 
 
+def check_picture(path: Path, *, force: bool) -> None:
+    """Checks that a picture can be written, before the work that it is the result of.
+
+    Args:
+        path: Where it goes.
+        force: Whether it may replace a file.
+
+    Raises:
+        FileExistsError: The file exists, and ``force`` is not given.
+        ValueError: It is no PNG file, or its folder does not exist.
+    """
+    if path.suffix != '.png' or not path.parent.is_dir():
+        raise ValueError(f'{str(path)!r} is no .png file in a folder that exists')
+    if path.exists() and not force:
+        raise FileExistsError(f'{str(path)!r} exists already; --force replaces it')
+
+
 def require_file(given: str, name: str, *, suffix: str) -> Path:
     """Checks that a file exists that the user named.
 

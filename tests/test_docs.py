@@ -47,9 +47,10 @@ REDUCED = {
     },
     'docs/benchmarks.md': {
         'python tools/benchmark.py\n': f'python tools/benchmark.py{LOOK}\n',
+        ' --runs 3 --warmup 1': LOOK,
         ' --runs 5 --warmup 1': LOOK,
         ' --runs 7 --warmup 1': LOOK,
-        ' --runs 3 --warmup 1': LOOK,
+        ' --runs 9 --warmup 1': LOOK,
         ' --json svt-s.json': f' --json svt-s.json {LOOK}',
         'benchmark.py --markdown >': f'benchmark.py{LOOK} --markdown >',
     },

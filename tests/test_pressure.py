@@ -507,6 +507,17 @@ def test_an_interruption_leaves_what_was_measured(monkeypatch, capsys, endings):
 
 
 @LINUX
+def test_what_is_not_asked_for_again_is_kept(endings, tmp_path, capsys):
+    path = tmp_path / 'a.json'
+    cli.main(['--sizes', '32', '64', '--json', str(path)])
+    capsys.readouterr()
+    assert cli.main(['--sizes', '64', '--json', str(path), '--resume']) == 0
+    assert '32x32' not in capsys.readouterr().out
+    results = json.loads(path.read_text())['results']
+    assert sorted(result['height'] for result in results) == [32, 64]
+
+
+@LINUX
 def test_what_was_measured_is_not_measured_again(endings, tmp_path, capsys):
     path = tmp_path / 'a.json'
     endings += [Ending(OUT_OF_MEMORY, message='the system ended the process')]

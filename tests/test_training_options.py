@@ -317,10 +317,3 @@ def test_the_pages_options_fit_the_recipes(recipe: str):
 
 def pick(part, name: str):
     return part[int(name)] if isinstance(part, list) else part[name]
-
-
-def test_every_file_that_the_page_links_exists():
-    links = re.findall(r'\]\((?!https?:|#)([^)]+)\)', PAGE)
-
-    assert len(links) == 8
-    assert [link for link in links if not (ROOT / 'docs' / link).exists()] == []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 
 from mmseg_twins import cli
+from mmseg_twins.compat.checkpoints import CheckpointError
 from mmseg_twins.finetuning import FinetuningError
 
 
@@ -63,7 +64,7 @@ def main() -> None:
             print(f'nothing to resume in {cfg.work_dir}: training begins at the start')
     try:
         cli.build_runner(cfg).train()
-    except FinetuningError as error:
+    except (CheckpointError, FinetuningError) as error:
         parser.exit(2, f'{parser.prog}: error: {error}\n')
 
 

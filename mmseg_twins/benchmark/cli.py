@@ -152,6 +152,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar='N',
         help='of weights, images and labels (default: 0)',
     )
+    add_output_arguments(parser)
+    return parser
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds what says where a measurement goes; returns their group."""
     output = parser.add_argument_group('output')
     output.add_argument(
         '--markdown', action='store_true', help='print the table as Markdown'
@@ -171,7 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
     output.add_argument(
         '--force', action='store_true', help='replace output files that exist'
     )
-    return parser
+    return output
 
 
 def described(table: dict[str, str]) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
@@ -94,8 +95,8 @@ def draw(path: Path, differences: Mapping[tuple[int, int], Sequence[Tensor]]) ->
         path: PNG file to write.
         differences: what :func:`compare` returns, for sizes of ``SIZES``.
     """
-    colours = ScalarMappable(LogNorm(1e-3, 1), 'YlOrRd')
-    colours.cmap.set_under(EQUAL)
+    colormap = colormaps['YlOrRd'].with_extremes(under=EQUAL)
+    colours = ScalarMappable(LogNorm(1e-3, 1), colormap)
     figure = Figure(figsize=(10.4, 6.9), dpi=100, facecolor='white')
     grid = figure.subplots(len(differences), 5, width_ratios=(1.35, 1, 1, 1, 1))
     figure.subplots_adjust(0.015, 0.105, 0.985, 0.82, wspace=0.07, hspace=0.42)
@@ -216,14 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     with cli.one_sentence_errors(parser):
-        if args.out.suffix != '.png' or not args.out.parent.is_dir():
-            raise ValueError(
-                f'{str(args.out)!r} is no .png file in a folder that exists'
-            )
-        if args.out.exists() and not args.force:
-            raise FileExistsError(
-                f'{str(args.out)!r} exists already; --force replaces it'
-            )
+        cli.check_picture(args.out, force=args.force)
         differences = compare(list(SIZES), args.seed)
         with replacing(args.out, force=args.force) as temporary:
             draw(temporary, differences)

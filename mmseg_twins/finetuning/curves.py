@@ -186,14 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with cli.one_sentence_errors(parser):
         runs = read_runs(args.runs)
         if args.out is not None:
-            if args.out.suffix != '.png' or not args.out.parent.is_dir():
-                raise ValueError(
-                    f'--out: {str(args.out)!r} is no .png file in a folder that exists'
-                )
-            if args.out.exists() and not args.force:
-                raise FileExistsError(
-                    f'--out: {str(args.out)!r} exists already; --force replaces it'
-                )
+            cli.check_picture(args.out, force=args.force)
             with replacing(args.out, force=args.force) as temporary:
                 draw_comparison(temporary, runs, title=args.title, reach=args.reach)
     print(table(runs, args.reach))

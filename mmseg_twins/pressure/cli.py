@@ -16,13 +16,12 @@ import torch
 
 from ..benchmark.cases import min_image_side
 from ..benchmark.cli import (
-    PICTURES,
     Progress,
+    add_output_arguments,
     check_output,
     described,
     image_size,
     interrupt,
-    output_file,
     positive,
 )
 from ..benchmark.errors import BenchmarkError
@@ -149,30 +148,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar='N',
         help='of weights, images and labels (default: 0)',
     )
-    output = parser.add_argument_group('output')
-    output.add_argument(
-        '--markdown', action='store_true', help='print the table as Markdown'
-    )
-    output.add_argument(
-        '--json',
-        type=output_file('.json'),
-        metavar='FILE',
-        help='write everything that was measured',
-    )
-    output.add_argument(
-        '--plot',
-        type=output_file(*PICTURES),
-        metavar='FILE',
-        help=f'draw it; FILE ends in {", ".join(PICTURES)}',
-    )
+    output = add_output_arguments(parser)
     output.add_argument(
         '--resume',
         action='store_true',
         help='measure only what the file of --json does not have yet, as after an '
-        'interruption; the others stand in the table as they are there',
-    )
-    output.add_argument(
-        '--force', action='store_true', help='replace output files that exist'
+        'interruption; others stay in that file, and out of the table',
     )
     return parser
 

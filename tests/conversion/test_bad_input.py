@@ -407,8 +407,12 @@ def test_full_disk_is_one_sentence(classifier, store, capsys, monkeypatch):
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_interruption_leaves_the_old_store_and_no_debris(
-    number, classifier, store, capsys, monkeypatch
+    number, classifier, store, capsys, monkeypatch, request
 ):
+    # A shell lets its jobs in the background ignore this one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     def half(content, file):
         file.write(b'half of it')
         file.flush()

@@ -89,6 +89,7 @@ def test_classes_of_bytes_are_those_of_the_segmentor(folder: Path):
     assert (classes == expected).double().mean() > 0.999
 
 
+@pytest.mark.slow
 def test_a_program_is_right_at_its_size(folder: Path, capsys):
     assert main('small.py none out.pt2 --size 64 96 --latency'.split()) == 0
 
