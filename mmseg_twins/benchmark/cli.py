@@ -11,7 +11,6 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from types import FrameType
 import torch
 
 from ..conversion.models import VARIANTS
-from ..conversion.writing import replacing
+from ..conversion.writing import check_writable, replacing
 from .cases import DTYPES, HEADS, MODES, Case, expand
 from .errors import BenchmarkError
 from .machine import describe_machine, load_of_others, measure_gemm_peak, usable_cores
@@ -222,19 +221,10 @@ def check_output(path: Path, *, force: bool) -> None:
     Raises:
         BenchmarkError: it cannot, or it is there and ``force`` is not given.
     """
-    if path.is_dir():
-        raise BenchmarkError(f'{path} is a folder; give the name of a file')
-    if path.exists() and not force:
-        raise BenchmarkError(f'{path} exists already; --force replaces it')
-    if not path.parent.is_dir():
-        raise BenchmarkError(f'there is no folder {path.parent}; make it first')
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        check_writable(path, force=force)
     except OSError as error:
-        raise BenchmarkError(
-            f'the folder {path.parent} cannot be written to ({error.strerror})'
-        ) from None
+        raise BenchmarkError(str(error)) from None
 
 
 def choose_device(given: str, dtypes: Sequence[str]) -> torch.device:

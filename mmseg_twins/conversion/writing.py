@@ -36,6 +36,18 @@ def check_target(path: Path, *, force: bool) -> None:
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(f'{path} ends in none of {" and ".join(SUFFIXES)}')
+    check_writable(path, force=force)
+
+
+def check_writable(path: Path, *, force: bool) -> None:
+    """Checks that a file can be written, whatever it is to hold.
+
+    Raises:
+        IsADirectoryError: it is a folder.
+        FileExistsError: it is there, and ``force`` is not given.
+        FileNotFoundError: its folder does not exist.
+        OSError: its folder cannot be written to.
+    """
     if path.is_dir():
         raise IsADirectoryError(f'{path} is a folder; give the name of a file')
     if path.exists() and not force:
