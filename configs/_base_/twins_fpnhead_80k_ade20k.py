@@ -1,30 +1,11 @@
 """Semantic FPN on ADE20K, 80,000 iterations; a recipe adds backbone and widths."""
 
-_base_ = [
-    './ade20k_512x512.py',
-    'mmseg::_base_/models/twins_pcpvt-s_fpn.py',
-    'mmseg::_base_/schedules/schedule_80k.py',
-]
+_base_ = ['./ade20k_512x512.py', './twins_fpnhead_80k.py']
 data_preprocessor = dict(size=_base_.crop_size)
-# Head and convolutions compute what mmsegmentation's do, at less cost.
 model = dict(
     data_preprocessor=data_preprocessor,
+    # Its convolutions compute what PyTorch's do, at less cost.
     neck=dict(conv_cfg=dict(type='mmseg_twins.Conv2d')),
-    decode_head=dict(type='mmseg_twins.FPNHead'),
-)
-
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=1e-4)
-)
-# The inherited schedule ends at 1e-4, this recipe's own start, and would never decay.
-param_scheduler = [
-    dict(type='PolyLR', power=0.9, eta_min=1e-6, begin=0, end=80000, by_epoch=False),
-]
-
-# A run that is killed goes on with --resume as if it had not been (docs/resuming.md).
-default_hooks = dict(
-    checkpoint=dict(type='mmseg_twins.CheckpointHook'),
-    resuming=dict(type='mmseg_twins.ExactResume'),
 )
 
 # 8 GPUs with 4 images each
