@@ -35,7 +35,7 @@ with open(site / 'pip-calls.txt', 'a') as calls:
     print(*sys.argv[1:], file=calls)
 if 'wheel' in sys.argv:
     wheels = pathlib.Path(sys.argv[sys.argv.index('-w') + 1])
-    wheels.mkdir()
+    wheels.mkdir(exist_ok=True)
     (wheels / 'mmcv-2.1.0-py3-none-any.whl').touch()
 if 'install' in sys.argv:
     if 'PIP_FAILS' in os.environ:
@@ -65,12 +65,17 @@ class Project:
         (self.site / 'pip' / '__init__.py').touch()
         (self.site / 'pip' / '__main__.py').write_text(PIP.format(metadata=METADATA))
         (self.site / 'cv2.py').touch()
+        self.install_torch('2.13.0+cpu')
 
     def add_distribution(self, name: str) -> None:
         folder = self.site / f'{name.replace("-", "_")}-2.1.0.dist-info'
         folder.mkdir()
         metadata = f'Metadata-Version: 2.1\nName: {name}\nVersion: 2.1.0\n'
         (folder / 'METADATA').write_text(metadata)
+
+    def install_torch(self, version: str) -> None:
+        cuda = 'class cuda:\n    is_available = bool\n'
+        (self.site / 'torch.py').write_text(f'{cuda}__version__ = {version!r}\n')
 
     def set_up(
         self, *arguments: str, **environment: str
@@ -84,7 +89,10 @@ class Project:
         return subprocess.run(
             ['bash', str(self.root / 'tools' / 'setup_env.sh'), *arguments],
             cwd=self.root.parent,
-            env=inherited | {'VIRTUAL_ENV': str(self.environment)} | environment,
+            env=inherited
+            | {'VIRTUAL_ENV': str(self.environment)}
+            | {'XDG_CACHE_HOME': str(self.root.parent / 'cache')}
+            | environment,
             capture_output=True,
             text=True,
         )
@@ -180,6 +188,21 @@ def test_full_replaces_mmcv_lite_only_when_the_wheel_is_built(project: Project):
     assert remove == 'uninstall -y mmcv-lite'
     assert swap.startswith('install') and 'mmcv-2.1.0' in swap
     assert check == 'check'
+
+
+def test_a_wheel_of_full_mmcv_is_built_once_for_a_torch(project: Project):
+    def built() -> bool:
+        shutil.rmtree(project.site / 'mmseg_twins-0.1.0.dist-info')
+        before = len(project.pip_calls())
+        done = project.set_up('--full')
+        assert done.returncode == 0, done.stderr
+        return any(call.startswith('wheel') for call in project.pip_calls()[before:])
+
+    project.set_up()
+    assert built()
+    assert not built()
+    project.install_torch('2.13.0+cu130')
+    assert built()
 
 
 def test_failed_installation_shows_the_log_and_is_tried_again(project: Project):

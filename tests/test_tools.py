@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmseg_twins import cli
+from two_processes import run_in_two
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / 'configs/twins_svt-s_fpn_fpnhead_8x4_512x512_80k_ade20k.py'
@@ -421,23 +420,8 @@ def test_option_without_value_gets_one_sentence(project: Path, monkeypatch, caps
 
 @pytest.mark.slow
 def test_two_processes_on_the_cpu_train_and_test(project: Path):
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-    environment = {
-        **os.environ,
-        'CUDA_VISIBLE_DEVICES': '',
-        'OMP_NUM_THREADS': '1',
-        'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
-    }
-    environment.pop('LOCAL_RANK', None)
-    checkpoint = 'work_dirs/small/iter_2.pth'
-    for tool, extra in (('train.py', []), ('test.py', [checkpoint])):
-        script = str(ROOT / 'tools' / tool)
-        subprocess.run(
-            [*torchrun, '--nproc-per-node', '2', script, 'small.py', *extra],
-            env=environment,
-            check=True,
-            timeout=300,
-        )
+    run_in_two('train.py', 'small.py', folder=project)
+    run_in_two('test.py', 'small.py', 'work_dirs/small/iter_2.pth', folder=project)
 
     assert all(math.isfinite(loss) for loss in losses(Path('work_dirs/small')).values())
     assert sorted(losses(Path('work_dirs/small'))) == [1, 2]

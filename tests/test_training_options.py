@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
@@ -22,6 +20,8 @@ from mmengine.runner import Runner
 from mmseg_twins import cli
 from mmseg_twins.demo.folder import write_scenes
 from mmseg_twins.optim.compile_hook import CompileHook, forward_by_mode
+from small_demo import small_demo
+from two_processes import run_in_two
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ROOT / 'configs/_base_/options'
@@ -30,7 +30,6 @@ RECIPES = [
     'twins_svt-s_uperhead_8x2_512x512_160k_ade20k',
     'twins_pcpvt-s_fpn_fpnhead_8x4_512x512_80k_ade20k',
 ]
-WIDTHS = [8, 16, 24, 32]
 
 Train = Callable[..., Runner]
 
@@ -45,22 +44,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='module')
 def train(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Iterator[Train]:
     """Trains the demo's model, narrower, with ``--cfg-options`` added."""
-    demo = Config.fromfile(ROOT / 'configs/demo/twins_svt_fpn_streets.py')
+    demo = small_demo(scenes)
 
     def train(*options: str, iterations: int = 2, **settings) -> Runner:
         cfg = copy.deepcopy(demo)
-        for loader in (cfg.train_dataloader, cfg.val_dataloader):
-            loader.update(num_workers=0, persistent_workers=False, batch_size=2)
-            loader.dataset.data_root = str(scenes)
         work_dir = tmp_path_factory.mktemp('run')
         cfg.merge_from_dict(
             {
-                'model.backbone.embed_dims': WIDTHS,
-                'model.neck': dict(in_channels=WIDTHS, out_channels=8),
-                'model.decode_head': dict(in_channels=[8] * 4, channels=8),
                 'train_cfg': dict(max_iters=iterations, val_interval=100),
                 'default_hooks.checkpoint.interval': iterations,
-                'log_level': 'ERROR',
                 'work_dir': str(work_dir),
                 # mmengine shares what has one name in a process.
                 'experiment_name': work_dir.name,
@@ -271,17 +263,7 @@ def test_two_processes_train_with_several_options_at_once(scenes: Path, tmp_path
         'optim_wrapper.accumulative_counts=2',
         'model.backbone.with_cp=True',
     ]
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-    torchrun += ['--nproc-per-node', '2', str(ROOT / 'tools/train.py'), 'config.py']
-    environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
-    environment['PYTHONPATH'] = str(ROOT)
-    subprocess.run(
-        [*torchrun, '--cfg-options', *options],
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-        timeout=300,
-    )
+    run_in_two('train.py', 'config.py', '--cfg-options', *options, folder=tmp_path)
 
     (file,) = tmp_path.rglob('iter_2.pth')
     saved = torch.load(file, weights_only=True)

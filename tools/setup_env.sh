@@ -19,9 +19,12 @@ alone. Where nothing has changed since the last time, it only says so.
 
 Options:
   --full          build full mmcv with its compiled ops from source instead of
-                  installing mmcv-lite; needs a C++ compiler and takes about ten
-                  minutes (with a CUDA toolkit, longer). None of this project's
-                  recipes needs the ops. An installed full mmcv is always kept.
+                  installing mmcv-lite; needs a C++ compiler and takes about twenty
+                  minutes on two cores (with a CUDA toolkit, longer), the first time:
+                  the wheel is kept in $XDG_CACHE_HOME/mmseg_twins (~/.cache) for
+                  other environments with the same Python and torch. None of this
+                  project's recipes needs the ops but Mask2Former's. An installed
+                  full mmcv is always kept.
   --print-python  print the path of the environment's Python on standard output;
                   everything else goes to standard error
   --help          print this text
@@ -193,15 +196,41 @@ logged() {
   fail "the last command failed (exit status $status); its whole output is in $log"
 }
 
+# What a wheel of mmcv fits: its ops are compiled against one Python and one torch, for
+# CUDA too where there is a GPU, or where mmcv's setup.py is told so.
+compiled_for() {
+  "$python" -I - <<'PY'
+import os
+import sys
+
+import torch
+
+cuda = torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1'
+python = 'cp%d%d' % sys.version_info[:2]
+print(f'{python}-torch{torch.__version__}-{"cuda" if cuda else "cpu"}')
+PY
+}
+
 # Swaps mmcv-lite for full mmcv only when that has been built.
 build_full_mmcv() {
-  local wheels=$environment/mmseg_twins-wheels
-  say 'Building full mmcv from source (about ten minutes)'
-  logged env MMCV_WITH_OPS=1 "$python" -m pip wheel --no-deps --no-build-isolation \
-    --use-pep517 -c requirements/tested.txt -w "$wheels" mmcv
+  local pinned fits wheels building
+  pinned=$(sed -n 's/^mmcv==\([^ ;]*\).*/\1/p' requirements/tested.txt)
+  fits=$(compiled_for) || fail "torch does not load in $environment: remove the environment, or install torch into it anew."
+  wheels=${XDG_CACHE_HOME:-$HOME/.cache}/mmseg_twins/$fits
+  if compgen -G "$wheels/mmcv-$pinned-*.whl" >/dev/null; then
+    say "Taking full mmcv from $wheels"
+  else
+    say 'Building full mmcv from source (about twenty minutes on two cores)'
+    mkdir -p "$wheels"
+    building=$(mktemp -d "$wheels/building.XXXXXX")
+    # pip's own cache would give a wheel that was compiled against another torch.
+    logged env MMCV_WITH_OPS=1 "$python" -m pip wheel --no-cache-dir --no-deps \
+      --no-build-isolation --use-pep517 -c requirements/tested.txt -w "$building" mmcv
+    mv "$building"/mmcv-*.whl "$wheels"
+    rmdir "$building"
+  fi
   [ "$mmcv" != lite ] || logged "$python" -m pip uninstall -y mmcv-lite
-  logged "$python" -m pip install --no-index --no-deps "$wheels"/mmcv-*.whl
-  rm -r "$wheels"
+  logged "$python" -m pip install --no-index --no-deps "$wheels/mmcv-$pinned"-*.whl
 }
 
 finish() {

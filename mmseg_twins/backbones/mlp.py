@@ -33,7 +33,7 @@ class MLP(FFN):
     """mmcv's ``FFN`` with GELU: same parameters, names and results, less traffic.
 
     With dropout, on other devices than a CPU, under a compiler, with a layer that was
-    replaced, or where the hidden activations are few, mmcv's own code runs.
+    replaced, or where the hidden activations are few, mmcv's layers run by themselves.
 
     Args:
         embed_dims: channels, C.
@@ -58,7 +58,9 @@ class MLP(FFN):
         first, second = self.layers[0][0], self.layers[1]
         plain = type(first) is type(second) is Linear
         if (self.training and self.drop_rate) or not plain or not pays(x, first):
-            return super().forward(x)
+            # All that FFN.forward does here. Itself it is wrapped in a check of its
+            # arguments' names, which PyTorch 2.6 does not compile.
+            return self.layers(x)
         parameters = (first.weight, first.bias, second.weight, second.bias)
         if torch.is_autocast_enabled('cpu'):
             dtype = torch.get_autocast_dtype('cpu')

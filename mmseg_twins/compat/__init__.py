@@ -8,8 +8,9 @@ it stands on and then does what is needed and no more:
 * :mod:`.checkpoints`: ``torch.load(weights_only=True)`` accepts the harmless classes
   that mmengine writes into its checkpoints, and nothing else; mmengine loads local
   ``.safetensors`` files; :mod:`.screening` looks through a file before it is unpickled;
-* :mod:`.cpu_processes`: mmengine's runner trains in several processes on machines
-  without an accelerator.
+* :mod:`.cpu_processes`: mmengine's runners train in several processes on machines
+  without an accelerator;
+* :mod:`.fsdp`: mmengine's FSDPStrategy resumes, and trains on such machines too.
 
 ``MMSEG_TWINS_COMPAT=0`` in the environment switches all of it off.
 """
@@ -37,7 +38,7 @@ def activate() -> bool:
         return False
     check_versions()
     # These import mmcv and mmengine, whose versions had to be looked at first.
-    from . import checkpoints, cpu_processes, ops
+    from . import checkpoints, cpu_processes, fsdp, ops
 
     ops.install_stand_in()
     checkpoints.allow_mmengine_classes()
@@ -45,6 +46,8 @@ def activate() -> bool:
     checkpoints.register_safetensors()
     checkpoints.register_local()
     cpu_processes.patch_runner()
+    cpu_processes.patch_strategies()
+    fsdp.patch_strategy()
     return True
 
 

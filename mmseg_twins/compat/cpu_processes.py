@@ -1,9 +1,10 @@
-"""Lets mmengine's runner train in several processes without an accelerator.
+"""Lets mmengine's runners train in several processes without an accelerator.
 
 mmengine 0.10.7 calls ``torch.cuda.set_device`` for launcher ``pytorch``, gives
 DistributedDataParallel a device number that a CPU module must not have, and leaves
-PyTorch's SyncBatchNorm in place, which refuses CPU tensors. Where a machine has an
-accelerator nothing changes.
+PyTorch's SyncBatchNorm in place, which refuses CPU tensors. ``Runner`` does so itself,
+``FlexibleRunner`` in its strategies. Where a machine has an accelerator nothing
+changes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 from datetime import timedelta
 
 import torch.distributed
+from mmengine._strategy import DDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
@@ -21,6 +23,12 @@ from mmengine.runner import Runner
 def runs_on_cpu_processes(runner: Runner) -> bool:
     """Whether a runner is one of several processes on a CPU-only machine."""
     return runner.distributed and get_device() == 'cpu'
+
+
+def start_gloo(seconds: float | None) -> None:
+    """Starts the process group, which mmengine leaves as it is once it exists."""
+    timeout = {} if seconds is None else {'timeout': timedelta(seconds=seconds)}
+    torch.distributed.init_process_group('gloo', **timeout)
 
 
 def patch_runner() -> None:
@@ -34,10 +42,7 @@ def patch_runner() -> None:
             and runs_on_cpu_processes(self)
             and not is_distributed()
         ):
-            # mmengine leaves a process group that exists already as it is.
-            seconds = env_cfg.get('dist_cfg', {}).get('timeout')
-            timeout = {} if seconds is None else {'timeout': timedelta(seconds=seconds)}
-            torch.distributed.init_process_group('gloo', **timeout)
+            start_gloo(env_cfg.get('dist_cfg', {}).get('timeout'))
         setup_env(self, env_cfg)
 
     @functools.wraps(wrap_model)
@@ -60,3 +65,21 @@ def patch_runner() -> None:
         return wrap_model(self, model_wrapper_cfg, model)
 
     Runner.setup_env, Runner.wrap_model = setup_env_on_cpu, wrap_model_on_cpu
+
+
+def patch_strategies() -> None:
+    """Lets the strategies that use several processes start them with gloo.
+
+    :mod:`.fsdp` does the rest for the sharding one.
+    """
+    setup_distributed = DDPStrategy._setup_distributed
+
+    @functools.wraps(setup_distributed)
+    def setup_distributed_on_cpu(
+        self: DDPStrategy, launcher: str, *args, **kwargs
+    ) -> None:
+        if launcher == 'pytorch' and get_device() == 'cpu' and not is_distributed():
+            start_gloo(kwargs.get('timeout'))
+        setup_distributed(self, launcher, *args, **kwargs)
+
+    DDPStrategy._setup_distributed = setup_distributed_on_cpu

@@ -42,8 +42,9 @@ class UPerHead(StripwiseLossMixin, MMSegUPerHead):
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
         inputs = self._transform_inputs(inputs)
         top = self.psp_forward(inputs)
+        # The last map has no lateral convolution: it came through the pooling.
         laterals = [
-            conv(x) for conv, x in zip(self.lateral_convs, inputs, strict=False)
+            conv(x) for conv, x in zip(self.lateral_convs, inputs[:-1], strict=True)
         ]
         outputs = [top]
         for lateral, conv in zip(

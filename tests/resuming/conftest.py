@@ -12,9 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmseg_twins.demo.folder import write_scenes
-
-ROOT = Path(__file__).parents[2]
-WIDTHS = [8, 16, 24, 32]
+from small_demo import small_demo
 
 Train = Callable[..., Runner]
 
@@ -29,23 +27,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='session')
 def demo(scenes: Path) -> Config:
     """Dropout, stochastic depth and flips included."""
-    cfg = Config.fromfile(ROOT / 'configs/demo/twins_svt_fpn_streets.py')
+    cfg = small_demo(scenes)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.update(num_workers=0, persistent_workers=False, batch_size=2)
-        loader.dataset.update(data_root=str(scenes), serialize_data=False)
+        loader.dataset.serialize_data = False
     cfg.merge_from_dict(
         {
-            'model.backbone': dict(
-                embed_dims=WIDTHS, depths=[2, 1, 1, 1], drop_path_rate=0.3
-            ),
-            'model.neck': dict(in_channels=WIDTHS, out_channels=8),
-            'model.decode_head': dict(
-                in_channels=[8] * 4, channels=8, dropout_ratio=0.2
-            ),
+            'model.backbone': dict(depths=[2, 1, 1, 1], drop_path_rate=0.3),
+            'model.decode_head.dropout_ratio': 0.2,
             'train_cfg': dict(max_iters=6, val_interval=100),
             'default_hooks.checkpoint.interval': 2,
-            'default_hooks.logger.interval': 1,
-            'log_level': 'ERROR',
         }
     )
     return cfg

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +22,7 @@ from mmseg_twins.resuming.batches import (
     SeededDataset,
     seed_generators,
 )
+from two_processes import run_in_two
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,19 +111,10 @@ def test_two_processes_are_resumed_too(scenes: Path, tmp_path: Path):
         'default_hooks = dict(checkpoint=dict(interval=2))',
     ]
     (tmp_path / 'config.py').write_text('\n'.join(lines))
-    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-    torchrun += ['--nproc-per-node', '2', str(ROOT / 'tools/train.py'), 'config.py']
-    environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
-    environment['PYTHONPATH'] = str(ROOT)
 
     def train_in_two(work_dir: str, *arguments: str) -> dict:
-        subprocess.run(
-            [*torchrun, '--work-dir', work_dir, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            check=True,
-            timeout=300,
-        )
+        arguments = ('--work-dir', work_dir, *arguments)
+        run_in_two('train.py', 'config.py', *arguments, folder=tmp_path)
         return torch.load(tmp_path / work_dir / 'iter_4.pth', weights_only=True)
 
     whole = train_in_two('whole')['state_dict']

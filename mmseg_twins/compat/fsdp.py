@@ -1,0 +1,52 @@
+"""Lets mmengine's FSDPStrategy resume, and train without an accelerator.
+
+mmengine 0.10.7 passes the arguments of ``optim_state_dict_to_load`` in the order of
+PyTorch 2.0, with which no training resumes. On a CPU it names a GPU as the device to
+shard on; and the state dict that it asks for, "offloaded" to where it is already, reads
+memory that PyTorch has freed (torch/distributed/fsdp/_state_dict_utils.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from mmengine._strategy import DDPStrategy
+from mmengine.device import get_device
+from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+
+def patch_strategy() -> None:
+    """Replaces what does not work; nothing where mmengine has no FSDPStrategy."""
+    try:
+        from mmengine._strategy import FSDPStrategy
+    except ImportError:  # mmengine leaves it out where its import fails
+        return
+    wrap_model = FSDPStrategy._wrap_model
+
+    @functools.wraps(wrap_model)
+    def wrap_model_on_cpu(self: DDPStrategy, model: nn.Module) -> nn.Module:
+        if get_device() == 'cpu' and not is_model_wrapper(model):
+            model = revert_sync_batchnorm(model)
+            self.model_wrapper = {'device_id': 'cpu', **(self.model_wrapper or {})}
+            self.state_dict_config = stay(self.state_dict_config)
+            self.optim_state_dict_config = stay(self.optim_state_dict_config)
+        return wrap_model(self, model)
+
+    def load_optim_state_dict(self: DDPStrategy, state_dict: dict) -> None:
+        optimizer = self.optim_wrapper.optimizer
+        self.optim_wrapper.load_state_dict(
+            FullyShardedDataParallel.optim_state_dict_to_load(
+                model=self.model, optim=optimizer, optim_state_dict=state_dict
+            )
+        )
+
+    FSDPStrategy._wrap_model = wrap_model_on_cpu
+    FSDPStrategy.load_optim_state_dict = load_optim_state_dict
+
+
+def stay(config):
+    """A config of PyTorch's for state dicts, without a move to the CPU."""
+    return dataclasses.replace(config, offload_to_cpu=False)
