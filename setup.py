@@ -32,16 +32,17 @@ os.environ.setdefault('SOURCE_DATE_EPOCH', '315532800')
 
 # mmcv and mmcv-lite install the same files and overwrite each other, so neither may
 # come along by itself: it is chosen with the extra `lite` or `full`.
-MMCV_RANGE = '>=2.0.0rc4,<2.2.0'
+MMCV_RANGE = '>=2.1.0,<2.2.0'
 
 # mmengine and mim import pkg_resources, which setuptools 82 no longer has: mmengine
 # already when a recipe inherits from `mmseg::`. torch 2.13 needs 77.0.3.
 SETUPTOOLS = 'setuptools>=77.0.3,<82'
 
+# The tests have been run with the lower bounds: see requirements/oldest.txt.
 INSTALL_REQUIRES = [
-    'torch>=2.6',
+    'torch>=2.7',
     'mmengine>=0.10.4,<1',
-    'mmsegmentation>=1.0.0,<2',
+    'mmsegmentation>=1.2.2,<2',
     'ftfy',  # mmsegmentation imports ftfy and regex without declaring them
     'matplotlib',
     'numpy',

@@ -38,7 +38,7 @@ HEALTHY = {
     'rich': '15.0.0',
 }
 NEEDS = 'torch==2.13.0'
-INSTALL_MMCV = "pip install 'mmcv-lite>=2.0.0rc4,<2.2.0'"
+INSTALL_MMCV = "pip install 'mmcv-lite>=2.1.0,<2.2.0'"
 
 
 def machine(changes: dict[str, str | None], **others) -> Facts:
@@ -85,13 +85,13 @@ def test_a_healthy_machine_has_no_problems(changes):
         ),
         (
             {'mmsegmentation': '0.30.0'},
-            'mmsegmentation 0.30.0 is installed, and mmsegmentation>=1.0.0,<2',
-            "pip install 'mmsegmentation>=1.0.0,<2'",
+            'mmsegmentation 0.30.0 is installed, and mmsegmentation>=1.2.2,<2',
+            "pip install 'mmsegmentation>=1.2.2,<2'",
         ),
         (
             {'mmsegmentation': None},
             'mmsegmentation is missing',
-            "pip install 'mmsegmentation>=1.0.0,<2'",
+            "pip install 'mmsegmentation>=1.2.2,<2'",
         ),
         (
             {'setuptools': '82.0.0'},
@@ -124,8 +124,8 @@ def test_a_torchvision_of_another_torch_is_named():
 def test_a_torch_that_is_too_old_is_named():
     found = machine({'torch': '2.4.1', 'torchvision': None}, torchvision_needs=None)
     (problem,) = find_problems(found)
-    assert problem.says.startswith('torch 2.4.1 is installed, and torch>=2.6 is needed')
-    assert problem.command == "pip install 'torch>=2.6'"
+    assert problem.says.startswith('torch 2.4.1 is installed, and torch>=2.7 is needed')
+    assert problem.command == "pip install 'torch>=2.7'"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD_INPUTS = (
@@ -155,22 +156,43 @@ def test_extra_asks_for_its_packages(
     assert names_of(requirements, extra) == names
 
 
-@pytest.mark.parametrize('python', PYTHONS)
-def test_tested_versions_satisfy_every_requirement(
-    requirements: list[Requirement], python: str
-):
+def read_pins(name: str, python: str) -> dict[str, list[Requirement]]:
+    """The pins of a file of constraints that hold for a Python."""
     pins: dict[str, list[Requirement]] = {}
-    for line in (ROOT / 'requirements' / 'tested.txt').read_text().splitlines():
+    for line in (ROOT / 'requirements' / name).read_text().splitlines():
         if line and not line.startswith('#'):
             pin = Requirement(line)
             if pin.marker is None or pin.marker.evaluate({'python_version': python}):
                 pins.setdefault(canonicalize_name(pin.name), []).append(pin)
+    return pins
+
+
+@pytest.mark.parametrize('python', PYTHONS)
+def test_tested_versions_satisfy_every_requirement(
+    requirements: list[Requirement], python: str
+):
+    pins = read_pins('tested.txt', python)
     assert not [name for name, lines in pins.items() if len(lines) != 1]
     for requirement in requirements:
         (pin,) = pins[canonicalize_name(requirement.name)]
         (clause,) = pin.specifier
         assert clause.operator == '=='
         assert requirement.specifier.contains(clause.version), str(requirement)
+
+
+def test_oldest_versions_are_the_lower_bounds(requirements: list[Requirement]):
+    lower = {
+        (canonicalize_name(requirement.name), Version(clause.version))
+        for requirement in requirements
+        for clause in requirement.specifier
+        if clause.operator == '>='
+    }
+    pins = read_pins('oldest.txt', '3.10')
+    assert lower == {
+        (name, Version(clause.version))
+        for name, (pin,) in pins.items()
+        for clause in pin.specifier
+    }
 
 
 def test_wheel_of_a_source_distribution_equals_the_wheel_of_the_tree(

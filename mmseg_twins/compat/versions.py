@@ -1,7 +1,8 @@
 """Which mmcv and mmsegmentation the package stands on.
 
-mmsegmentation 1.2.2 asserts mmcv>=2.0.0rc4,<2.2.0 when it is imported; asked for
-here, before that import, the answer is one sentence with the remedy.
+mmsegmentation 1.2.2 asserts mmcv<2.2.0 when it is imported; asked for here, before that
+import, the answer is one sentence with the remedy. The lower bounds are the versions
+that the tests have been run with (requirements/oldest.txt).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
 
-MMCV_MIN, MMCV_BELOW = Version('2.0.0rc4'), Version('2.2.0')
-INSTALL_MMCV = "pip install 'mmcv-lite>=2.0.0rc4,<2.2.0'"
+MMCV_MIN, MMCV_BELOW = Version('2.1.0'), Version('2.2.0')
+MMSEG_MIN, MMSEG_BELOW = Version('1.2.2'), Version('2.0.0')
+INSTALL_MMCV = "pip install 'mmcv-lite>=2.1.0,<2.2.0'"
 INSTALL_MMSEG = 'pip install mmsegmentation==1.2.2'
 
 
@@ -27,7 +29,7 @@ def installed(*distributions: str) -> dict[str, Version]:
 
 
 def check_versions() -> None:
-    """Checks that mmcv or mmcv-lite, and mmsegmentation 1.x, are installed.
+    """Checks that mmcv or mmcv-lite, and mmsegmentation, are installed.
 
     Raises:
         ImportError: one is missing or of a version that cannot work.
@@ -40,18 +42,19 @@ def check_versions() -> None:
     for name, found in mmcv.items():
         if not MMCV_MIN <= found < MMCV_BELOW:
             raise ImportError(
-                f'{name} {found} does not work with mmsegmentation 1.x, which needs '
-                f'{MMCV_MIN} or later, below {MMCV_BELOW}; run: '
+                f'{name} {found} does not work: mmsegmentation {MMSEG_MIN} and '
+                f'mmseg_twins need {MMCV_MIN} or later, below {MMCV_BELOW}; run: '
                 f'pip uninstall -y {name} && {INSTALL_MMCV}'
             )
     mmseg = installed('mmsegmentation')
     if not mmseg:
         raise ImportError(
-            'mmseg_twins needs mmsegmentation 1.x, and none is installed; run: '
-            f'{INSTALL_MMSEG}'
+            f'mmseg_twins needs mmsegmentation {MMSEG_MIN}, and none is installed; '
+            f'run: {INSTALL_MMSEG}'
         )
-    if mmseg['mmsegmentation'].major != 1:
+    found = mmseg['mmsegmentation']
+    if not MMSEG_MIN <= found < MMSEG_BELOW:
         raise ImportError(
-            f'mmseg_twins needs mmsegmentation 1.x and finds '
-            f'{mmseg["mmsegmentation"]}; run: {INSTALL_MMSEG}'
+            f'mmseg_twins needs mmsegmentation {MMSEG_MIN} or later, below '
+            f'{MMSEG_BELOW}, and finds {found}; run: {INSTALL_MMSEG}'
         )

@@ -13,12 +13,12 @@ BASES = ('numpy', 'cv2', 'torch', 'torchvision')
 #: What stands on them: if these fail and a cause is known, that is the reason.
 BUILT_ON_THEM = ('mmengine', 'mmcv', 'mmseg_twins.compat', 'mmseg.models')
 
-MMCV = 'mmcv-lite>=2.0.0rc4,<2.2.0'
+MMCV = 'mmcv-lite>=2.1.0,<2.2.0'
 #: What has to be installed in which version, as setup.py demands it, and why.
 REQUIREMENTS = {
-    'torch>=2.6': 'the package is made for it and for later ones',
+    'torch>=2.7': 'the package is made for it and for later ones',
     'mmengine>=0.10.4,<1': 'mmsegmentation 1.x runs on it',
-    'mmsegmentation>=1.0.0,<2': 'the package is a plugin for its 1.x',
+    'mmsegmentation>=1.2.2,<2': 'the package is a plugin for its 1.x',
     'ftfy': 'mmsegmentation imports it without asking for it',
     'regex': 'mmsegmentation imports it without asking for it',
     'setuptools>=77.0.3,<82': 'mmengine and mim import pkg_resources from it, which '
@@ -104,8 +104,8 @@ def check_mmcv(facts: Facts) -> Iterator[Problem]:
         facts.versions[found[0]], prereleases=True
     ):
         yield Problem(
-            f'{found[0]} {facts.versions[found[0]]} does not work with mmsegmentation '
-            '1.x, which needs 2.0.0rc4 or later, below 2.2.0',
+            f'{found[0]} {facts.versions[found[0]]} does not work: mmsegmentation '
+            '1.2.2 and this package need 2.1.0 or later, below 2.2.0',
             f'pip uninstall -y {found[0]} && {install}',
         )
 

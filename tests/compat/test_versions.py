@@ -25,7 +25,7 @@ def pretend(monkeypatch):
     return install
 
 
-@pytest.mark.parametrize('mmcv', ['2.0.0rc4', '2.1.0', '2.1.99'])
+@pytest.mark.parametrize('mmcv', ['2.1.0', '2.1.99'])
 @pytest.mark.parametrize('name', ['mmcv', 'mmcv_lite'])
 def test_versions_that_work_pass(pretend, name, mmcv):
     pretend(**{name: mmcv}, mmsegmentation='1.2.2')
@@ -45,7 +45,12 @@ def test_versions_that_work_pass(pretend, name, mmcv):
             'mmcv-lite 2.2.0 does not work.*pip uninstall -y mmcv-lite',
         ),
         (dict(mmcv='1.7.1', mmsegmentation='1.2.2'), 'mmcv 1.7.1 does not work'),
-        (dict(mmcv='2.1.0'), 'needs mmsegmentation 1.x.*pip install mmsegm'),
+        (dict(mmcv='2.0.1', mmsegmentation='1.2.2'), 'mmcv 2.0.1 does not work'),
+        (
+            dict(mmcv='2.1.0'),
+            'needs mmsegmentation 1.2.2, and none.*pip install mmsegm',
+        ),
+        (dict(mmcv='2.1.0', mmsegmentation='1.1.0'), 'finds 1.1.0.*pip install'),
         (dict(mmcv='2.1.0', mmsegmentation='0.30.0'), 'finds 0.30.0.*pip install'),
         (dict(mmcv='2.1.0', mmsegmentation='2.0.0'), 'finds 2.0.0.*pip install'),
     ],
