@@ -94,12 +94,12 @@ def one_sentence_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
         parser: Gives the name of the program.
 
     Raises:
-        SystemExit: Instead of a ``ValueError``, or of a file error, inside the
+        SystemExit: Instead of a ``ValueError``, or of an ``OSError``, inside the
             block.
     """
     try:
         yield
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f'{parser.prog}: error: {error}\n')
 
 
@@ -164,23 +164,6 @@ def find_launcher(given: str | None) -> str:
             f'{Path(sys.argv[0])} ...`'
         )
     return given
-
-
-def check_picture(path: Path, *, force: bool) -> None:
-    """Checks that a picture can be written, before the work that it is the result of.
-
-    Args:
-        path: Where it goes.
-        force: Whether it may replace a file.
-
-    Raises:
-        FileExistsError: The file exists, and ``force`` is not given.
-        ValueError: It is no PNG file, or its folder does not exist.
-    """
-    if path.suffix != '.png' or not path.parent.is_dir():
-        raise ValueError(f'{str(path)!r} is no .png file in a folder that exists')
-    if path.exists() and not force:
-        raise FileExistsError(f'{str(path)!r} exists already; --force replaces it')
 
 
 def require_file(given: str, name: str, *, suffix: str) -> Path:

@@ -19,7 +19,7 @@ from types import FrameType
 import torch
 
 from ..conversion.models import VARIANTS
-from ..conversion.writing import check_writable, replacing
+from ..files import check_writable, replacing
 from .cases import DTYPES, HEADS, MODES, Case, expand
 from .errors import BenchmarkError
 from .machine import describe_machine, load_of_others, measure_gemm_peak, usable_cores

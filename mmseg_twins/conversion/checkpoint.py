@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..files import check_writable
 from ..version import __version__
 from .conversion import convert_state_dict
 from .download import fetch, is_url
 from .errors import ConversionError
 from .reading import Source, read_source, sha256
 from .report import Report
-from .writing import check_target, write_checkpoint
+from .writing import SUFFIXES, write_checkpoint
 
 
 def convert_checkpoint(
@@ -59,7 +60,7 @@ def convert_checkpoint(
     """
     source, target = os.fspath(source), Path(target)
     check_not_the_same(source, target)
-    check_target(target, force=force)
+    check_writable(target, force=force, suffixes=SUFFIXES)
     path = fetch(source, progress=progress) if is_url(source) else Path(source)
     check_not_the_same(path, target)
     loaded = read_source(path, use_ema=use_ema)

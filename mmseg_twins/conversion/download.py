@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 from rich.progress import wrap_file
 
+from ..files import replacing
 from ..version import __version__
 from .errors import ConversionError
 from .reading import sha256
-from .writing import replacing
 
 SCHEMES = ('http', 'https')
 TIMEOUT = 60  # seconds without an answer

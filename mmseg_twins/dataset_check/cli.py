@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from .. import cli
-from ..conversion.writing import replacing
 from ..demo.folder import usable_cores
+from ..files import replacing
 from . import report
 from .datasets import LABELS, Dataset, from_config, from_folders, leaf_datasets
 from .findings import Finding, Scanned, find_all

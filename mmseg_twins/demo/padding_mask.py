@@ -30,7 +30,7 @@ from torch import Tensor
 from .. import cli
 from ..benchmark.cases import Case
 from ..benchmark.models import BUILTIN, PACKAGE, build_model, load_weights, make_weights
-from ..conversion.writing import replacing
+from ..files import check_writable, replacing
 
 VARIANT = 'svt-s'
 WINDOW = 7
@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     with cli.one_sentence_errors(parser):
-        cli.check_picture(args.out, force=args.force)
+        check_writable(args.out, force=args.force, suffixes=['.png'])
         differences = compare(list(SIZES), args.seed)
         with replacing(args.out, force=args.force) as temporary:
             draw(temporary, differences)

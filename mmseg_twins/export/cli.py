@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import torch
 from mmseg.models.segmentors import EncoderDecoder
 
 from .. import cli
-from ..conversion.writing import replacing
+from ..files import check_writable, replacing
 from . import latency
 from .building import NO_CHECKPOINT, build_segmentor, describe_model
 from .checking import (
@@ -149,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with cli.one_sentence_errors(parser), warnings.catch_warnings():
         # Those of mmsegmentation and PyTorch are about their own affairs.
         warnings.simplefilter('ignore')
-        path = check_target(args.out, force=args.force)
+        path = Path(args.out)
+        check_writable(path, force=args.force, suffixes=SUFFIXES)
         if path.suffix == '.onnx':
             require_deploy()
         elif args.opset is not None:
@@ -182,36 +182,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.exit(1, f'{parser.prog}: error: {error}; nothing was written\n')
     print(f'wrote {path} ({path.stat().st_size / 1e6:.1f} MB)')
     return 0
-
-
-def check_target(out: str, *, force: bool) -> Path:
-    """Checks that a file can be written, before the work that it is the result of.
-
-    Raises:
-        FileExistsError: it is there, and ``force`` is not given.
-        FileNotFoundError: its folder does not exist.
-        ValueError: it has another ending, is a folder, or cannot be written.
-    """
-    path = Path(out)
-    if path.is_dir():
-        raise ValueError(f'OUT: {out!r} is a folder; give the name of a file in it')
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f'OUT: {out!r} ends in none of {" and ".join(SUFFIXES)}')
-    if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f'OUT: there is no folder {str(path.parent)!r}; make it first'
-        )
-    if path.exists() and not force:
-        raise FileExistsError(f'OUT: {out!r} exists already; --force replaces it')
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f'OUT: the folder {str(path.parent)!r} cannot be written to '
-            f'({error.strerror})'
-        ) from None
-    return path
 
 
 def check_size(segmentor: EncoderDecoder, size: Sequence[int]) -> None:

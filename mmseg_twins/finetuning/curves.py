@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import cli
-from ..conversion.writing import replacing
 from ..demo.figures import History, read_history
+from ..files import check_writable, replacing
 
 # Told apart by readers who do not see red or green, too.
 COLORS = ('#0072b2', '#e69f00', '#56b4e9', '#cc79a7')
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with cli.one_sentence_errors(parser):
         runs = read_runs(args.runs)
         if args.out is not None:
-            cli.check_picture(args.out, force=args.force)
+            check_writable(args.out, force=args.force, suffixes=['.png'])
             with replacing(args.out, force=args.force) as temporary:
                 draw_comparison(temporary, runs, title=args.title, reach=args.reach)
     print(table(runs, args.reach))

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from ..cli import require_file
-from ..conversion.writing import replacing
+from ..files import replacing
 
 #: Endings of what a folder is searched for, in small letters.
 SUFFIXES = (

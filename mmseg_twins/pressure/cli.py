@@ -28,7 +28,7 @@ from ..benchmark.errors import BenchmarkError
 from ..benchmark.machine import describe_machine
 from ..benchmark.memory import CLEAR, STATUS
 from ..conversion.models import VARIANTS
-from ..conversion.writing import replacing
+from ..files import replacing
 from . import inference, report, training
 from .alone import FAILED, OK, available_memory
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import resource
-import stat
 
 import numpy as np
 import pytest
@@ -198,41 +196,6 @@ def test_a_link_stays_a_link(store, tmp_path):
 
     assert store.is_symlink()
     assert 'state_dict' in load(real)
-
-
-def test_a_file_that_appears_meanwhile_is_left_alone(store):
-    with (
-        pytest.raises(FileExistsError, match='appeared meanwhile'),
-        writing.replacing(store, force=False) as temporary,
-    ):
-        temporary.write_text('new')
-        store.write_text('precious')
-
-    assert store.read_text() == 'precious'
-    assert os.listdir(store.parent) == [store.name]
-
-
-def test_file_systems_without_hard_links_will_do(store, monkeypatch):
-    def no_links(*args, **kwargs):
-        raise OSError(errno.EPERM, 'Operation not permitted')
-
-    monkeypatch.setattr(os, 'link', no_links)
-    with writing.replacing(store, force=False) as temporary:
-        temporary.write_text('new')
-
-    assert store.read_text() == 'new'
-    assert os.listdir(store.parent) == [store.name]
-
-
-def test_new_files_get_the_usual_permissions(store):
-    before = os.umask(0o027)
-    try:
-        with writing.replacing(store, force=False) as temporary:
-            temporary.write_text('new')
-    finally:
-        os.umask(before)
-
-    assert stat.S_IMODE(store.stat().st_mode) == 0o640
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])

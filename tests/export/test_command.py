@@ -119,8 +119,8 @@ def test_nothing_is_written_where_the_check_fails(folder: Path, monkeypatch, cap
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ('small.py none no/out.pt2', "there is no folder 'no'; make it first"),
-        ('small.py none .', "'.' is a folder; give the name of a file in it"),
+        ('small.py none no/out.pt2', 'there is no folder no; make it first'),
+        ('small.py none .', '. is a folder; give the name of a file'),
         ('small.py none out.pth', 'ends in none of .onnx and .pt2'),
         ('small.py none taken.pt2', 'exists already; --force replaces it'),
         ('small.py none out.pt2 --size 64 0', '--size: 64 0; both sides need at'),
