@@ -21,6 +21,8 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .compat.checkpoints import CheckpointError, first_cause, load_local
+from .errors import SettingError
 from .resuming import find_whole_checkpoint
 
 # What torchrun tells each process that it starts.
@@ -103,6 +105,25 @@ def one_sentence_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
         parser.exit(2, f'{parser.prog}: error: {error}\n')
 
 
+@contextmanager
+def setting_errors(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Turns what the package finds wrong with a config or checkpoint into one line.
+
+    Other errors of a run keep their traceback: they need not be the user's.
+
+    Args:
+        parser: Gives the name of the program.
+
+    Raises:
+        SystemExit: Instead of a ``SettingError`` or ``CheckpointError`` inside the
+            block; its status is 2.
+    """
+    try:
+        yield
+    except (SettingError, CheckpointError) as error:
+        parser.exit(2, f'{parser.prog}: error: {error}\n')
+
+
 def read_config(args: argparse.Namespace) -> Config:
     """Reads the config that the common arguments describe.
 
@@ -125,6 +146,11 @@ def read_config(args: argparse.Namespace) -> Config:
         )
     try:
         cfg = Config.fromfile(path)
+    except ImportError as error:  # mmengine's own text has sys.path, over many lines
+        raise ValueError(
+            f'config: {args.config!r} imports what cannot be imported: '
+            f'{first_cause(error)}'
+        ) from error
     except (ConfigParsingError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(f'config: {args.config!r} cannot be read: {error}') from error
     try:
@@ -209,6 +235,29 @@ def require_checkpoint(given: str, name: str = 'checkpoint') -> str:
     if '://' not in given:
         require_file(given, name, suffix='.pth')
     return given
+
+
+def require_training_state(given: str) -> None:
+    """Checks that a training can go on from a checkpoint.
+
+    Args:
+        given: A path, which exists, or whatever mmengine can load.
+
+    Raises:
+        ValueError: A file cannot be read, or has weights only.
+    """
+    if '://' in given or not Path(given).is_file():
+        return
+    weights_only = given.endswith('.safetensors')
+    content = {} if weights_only else load_local(given, map_location='meta')
+    missing = [key for key in ('meta', 'optimizer') if key not in content]
+    if missing:
+        raise ValueError(
+            f'--resume: {given!r} has no {" and no ".join(missing)}: it holds weights, '
+            'not the state of a training; leave --resume out to start with them, or '
+            'add --cfg-options load_from=None to go on from the latest checkpoint in '
+            'the work dir'
+        )
 
 
 def require_data(cfg: Config, *loaders: str) -> None:

@@ -267,6 +267,17 @@ def earlier_run(project: Path) -> None:
     (project / 'work_dirs/small/iter_2.pth').touch()
 
 
+def weights_alone(project: Path) -> None:
+    torch.save({'state_dict': {'a': torch.zeros(1)}}, project / 'weights.pth')
+
+
+def needs_what_is_not_there(project: Path) -> None:
+    add_line(
+        project,
+        "custom_imports = dict(imports=['no_such_module'], allow_failed_imports=False)",
+    )
+
+
 def add_line(project: Path, line: str) -> None:
     with (project / 'small.py').open('a') as file:
         file.write(f'{line}\n')
@@ -343,6 +354,16 @@ def no_base_batch_size(project: Path) -> None:
             "load_from: 'no.pth' does not exist",
         ),
         (
+            weights_alone,
+            'train.py small.py --resume --cfg-options load_from=weights.pth',
+            "--resume: 'weights.pth' has no meta and no optimizer: it holds weights",
+        ),
+        (
+            needs_what_is_not_there,
+            'train.py small.py',
+            "imports what cannot be imported: No module named 'no_such_module'",
+        ),
+        (
             earlier_run,
             'train.py small.py --cfg-options load_from=work_dirs/small/iter_2.pth',
             'lies in the work_dir, whose checkpoints the new run would replace',
@@ -384,6 +405,28 @@ def test_mistakes_get_one_sentence(
     assert error.startswith(f'{command.split()[0]}: error: ')
     assert said in error
     assert sorted(project.rglob('*')) == before
+
+
+@pytest.mark.parametrize(
+    ('option', 'said'),
+    [
+        ('model.backbone.arch=tiny', "arch='tiny' is unknown; give one of"),
+        (
+            'optim_wrapper.constructor=mmseg_twins.LayerDecayOptimWrapperConstructor',
+            'decay_rate',
+        ),
+    ],
+)
+def test_settings_that_cannot_work_get_one_sentence(
+    option: str, said: str, project: Path, monkeypatch, capsys
+):
+    with pytest.raises(SystemExit) as exit_:
+        run_tool(monkeypatch, 'train.py', 'small.py', '--cfg-options', option)
+
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert exit_.value.code == 2
+    assert error.startswith('train.py: error: ')
+    assert said in error
 
 
 def test_mixed_precision_without_gpu_gets_one_sentence(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 
 from mmseg_twins import cli
-from mmseg_twins.compat.checkpoints import CheckpointError
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -66,10 +65,8 @@ def main() -> None:
             cli.draw_predictions(
                 cfg, show=args.show, folder=args.show_dir, wait_time=args.wait_time
             )
-    try:
+    with cli.setting_errors(parser):
         cli.build_runner(cfg).test()
-    except CheckpointError as error:
-        parser.exit(2, f'{parser.prog}: error: {error}\n')
 
 
 if __name__ == '__main__':

@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 
 from mmseg_twins import cli
-from mmseg_twins.compat.checkpoints import CheckpointError
-from mmseg_twins.finetuning import FinetuningError
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -60,12 +58,12 @@ def main() -> None:
             folder = cli.set_aside_checkpoints(cfg)
             if folder is not None:
                 print(f'checkpoints of an earlier run were moved to {folder}')
-        elif not cfg.get('load_from') and not cli.resume_from_whole_checkpoint(cfg):
+        elif cfg.get('load_from'):
+            cli.require_training_state(cfg.load_from)
+        elif not cli.resume_from_whole_checkpoint(cfg):
             print(f'nothing to resume in {cfg.work_dir}: training begins at the start')
-    try:
+    with cli.setting_errors(parser):
         cli.build_runner(cfg).train()
-    except (CheckpointError, FinetuningError) as error:
-        parser.exit(2, f'{parser.prog}: error: {error}\n')
 
 
 if __name__ == '__main__':

@@ -4,8 +4,11 @@ _base_ = [
     'mmseg::_base_/models/twins_pcpvt-s_fpn.py',
     'mmseg::_base_/schedules/schedule_80k.py',
 ]
-# The head computes what mmsegmentation's does, at less cost.
-model = dict(decode_head=dict(type='mmseg_twins.FPNHead'))
+# These compute what mmsegmentation's head and PyTorch's convolutions do, at less cost.
+model = dict(
+    neck=dict(conv_cfg=dict(type='mmseg_twins.Conv2d')),
+    decode_head=dict(type='mmseg_twins.FPNHead'),
+)
 
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=1e-4)

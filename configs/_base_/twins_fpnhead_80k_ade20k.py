@@ -2,11 +2,7 @@
 
 _base_ = ['./ade20k_512x512.py', './twins_fpnhead_80k.py']
 data_preprocessor = dict(size=_base_.crop_size)
-model = dict(
-    data_preprocessor=data_preprocessor,
-    # Its convolutions compute what PyTorch's do, at less cost.
-    neck=dict(conv_cfg=dict(type='mmseg_twins.Conv2d')),
-)
+model = dict(data_preprocessor=data_preprocessor)
 
 # 8 GPUs with 4 images each
 train_dataloader = dict(batch_size=4, num_workers=4)

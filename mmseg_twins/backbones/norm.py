@@ -5,6 +5,8 @@ from __future__ import annotations
 from mmcv.cnn import build_norm_layer
 from torch import nn
 
+from ..errors import SettingError
+
 CHANNEL_FIRST = ('BN', 'BN1d', 'BN2d', 'BN3d', 'SyncBN', 'MMSyncBN', 'GN', 'IN',
                  'IN1d', 'IN2d', 'IN3d', 'LN2d')  # fmt: skip
 
@@ -19,15 +21,15 @@ def build_norm(norm_cfg: dict, embed_dims: int, *, eps: float) -> nn.Module:
             ``norm_cfg`` gives none.
 
     Raises:
-        ValueError: ``norm_cfg`` names no type, or one that expects channels first.
+        SettingError: ``norm_cfg`` names no type, or one that expects channels first.
     """
     if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
-        raise ValueError(
+        raise SettingError(
             f"norm_cfg={norm_cfg!r} is no config with a 'type'; "
             "give for example dict(type='LN')"
         )
     if norm_cfg['type'] in CHANNEL_FIRST:
-        raise ValueError(
+        raise SettingError(
             f'norm_cfg={norm_cfg!r} normalizes channel-first maps, and tokens here '
             "are channel-last; give type='LN'"
         )

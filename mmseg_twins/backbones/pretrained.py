@@ -14,6 +14,8 @@ from mmengine.model import BaseModule
 from mmengine.model.weight_init import PretrainedInit
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from ..errors import SettingError
+
 # What an ImageNet checkpoint may lack: SVT's norms after the stages are new in
 # segmentation.
 MAY_BE_MISSING = 'norm_list.'
@@ -28,7 +30,7 @@ def check_pretrained(backbone: BaseModule) -> None:
 
     Raises:
         FileNotFoundError: a checkpoint that is a path, and no such file.
-        ValueError: a checkpoint without this backbone's names and shapes.
+        SettingError: a checkpoint without this backbone's names and shapes.
     """
     entries = backbone.init_cfg or []
     for entry in [entries] if isinstance(entries, dict) else entries:
@@ -58,7 +60,7 @@ def check_checkpoint(backbone: BaseModule, source: str, prefix: str | None) -> N
         if name not in found and not name.startswith(MAY_BE_MISSING)
     ]
     if missing:
-        raise ValueError(
+        raise SettingError(
             f'init_cfg.checkpoint={str(source)!r} lacks {len(missing)} of the '
             f'{len(wanted)} tensors of this {type(backbone).__name__} (the first: '
             f'{missing[0]!r}); convert a checkpoint of another layout with '
@@ -75,7 +77,7 @@ def check_checkpoint(backbone: BaseModule, source: str, prefix: str | None) -> N
                 logger='current',
             )
             continue
-        raise ValueError(
+        raise SettingError(
             f'init_cfg.checkpoint={str(source)!r} is of another size: {name!r} is '
             f'{tuple(found[name])} there and {tuple(wanted[name])} in this '
             f'{type(backbone).__name__}; give the checkpoint of the same arch'

@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..errors import SettingError
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -92,11 +94,11 @@ def choose_sizes(
 
     Raises:
         TypeError: ``given`` has a name that is none of the family's sizes.
-        ValueError: no such ``arch``, or a value that makes no backbone.
+        SettingError: no such ``arch``, or a value that makes no backbone.
     """
     if arch not in table:
         allowed = ', '.join(repr(name) for name in table if name)
-        raise ValueError(
+        raise SettingError(
             f'arch={arch!r} is unknown; give one of {allowed}, or leave it out and '
             'give embed_dims, num_heads, mlp_ratios, depths and sr_ratios'
         )
@@ -128,7 +130,7 @@ def as_stages(name: str, value: Sequence[float]) -> tuple[float, ...]:
     """``value`` as a tuple of positive numbers, one per stage.
 
     Raises:
-        ValueError: it is no list of positive numbers; all but ``mlp_ratios`` are
+        SettingError: it is no list of positive numbers; all but ``mlp_ratios`` are
             whole.
     """
     kinds = (int, float) if name == 'mlp_ratios' else int
@@ -138,7 +140,7 @@ def as_stages(name: str, value: Sequence[float]) -> tuple[float, ...]:
         or not all(isinstance(n, kinds) and n > 0 for n in value)
     ):
         whole = '' if name == 'mlp_ratios' else 'whole '
-        raise ValueError(
+        raise SettingError(
             f'{name}={value!r} is no list of {whole}numbers above 0, one per stage'
         )
     return tuple(value)
@@ -148,7 +150,7 @@ def check_sizes(sizes: Sizes) -> None:
     """Checks what the fields of ``sizes`` have to do with one another.
 
     Raises:
-        ValueError: the fields have different numbers of stages, or the heads of a
+        SettingError: the fields have different numbers of stages, or the heads of a
             stage do not divide its channels.
     """
     lengths = {
@@ -157,7 +159,7 @@ def check_sizes(sizes: Sizes) -> None:
         if isinstance(value, tuple)
     }
     if len(set(lengths.values())) > 1:
-        raise ValueError(
+        raise SettingError(
             'every list needs one value per stage, all the same number; given: '
             + ', '.join(f'{name} {length}' for name, length in lengths.items())
         )
@@ -165,7 +167,7 @@ def check_sizes(sizes: Sizes) -> None:
         zip(sizes.embed_dims, sizes.num_heads, strict=True)
     ):
         if dims % heads:
-            raise ValueError(
+            raise SettingError(
                 f'num_heads[{stage}]={heads} does not divide '
                 f'embed_dims[{stage}]={dims}; each head needs the same whole number '
                 'of channels'

@@ -23,6 +23,7 @@ from mmengine.model.weight_init import constant_init, normal_init, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import SettingError
 from ..registry import MODELS
 from .attention import GSA, LSA
 from .blocks import Block, PatchEmbedding, PositionEncoding
@@ -62,7 +63,7 @@ class Twins(BaseModule):
 
     Raises:
         TypeError: an argument that does not exist.
-        ValueError: an argument whose value makes no backbone; says which.
+        SettingError: an argument whose value makes no backbone; says which.
     """
 
     size_table: ClassVar[Mapping[str | None, Sizes]]
@@ -93,7 +94,7 @@ class Twins(BaseModule):
             drop_path_rate=drop_path_rate,
         )
         if in_channels < 1:
-            raise ValueError(f'in_channels={in_channels!r}; give 1 or more')
+            raise SettingError(f'in_channels={in_channels!r}; give 1 or more')
         self.sizes = sizes
         self.in_channels = in_channels
         self.out_indices = choose_out_indices(out_indices, sizes.num_stages)
@@ -153,10 +154,10 @@ class Twins(BaseModule):
             with the usual strides H_i = ceil(H / 2 ** (i + 2)).
 
         Raises:
-            ValueError: a side of the image is too short for the last stages.
+            SettingError: a side of the image is too short for the last stages.
         """
         if min(x.shape[2:]) < self.sizes.min_image_side:
-            raise ValueError(
+            raise SettingError(
                 f'the image is {x.shape[2]}x{x.shape[3]} px (height x width); both '
                 f'sides need at least {self.sizes.min_image_side} px'
             )
@@ -184,7 +185,7 @@ class Twins(BaseModule):
 
         Raises:
             FileNotFoundError: ``init_cfg`` names a checkpoint that does not exist.
-            ValueError: the checkpoint does not hold this backbone's weights.
+            SettingError: the checkpoint does not hold this backbone's weights.
         """
         if not self.is_init:
             for module in self.modules():
@@ -256,7 +257,7 @@ class SVT(Twins):
     ) -> None:
         if windiow_sizes is not None:
             if 'window_sizes' in kwargs:
-                raise ValueError(
+                raise SettingError(
                     'window_sizes and windiow_sizes are the same argument; give '
                     'window_sizes only'
                 )
@@ -330,7 +331,7 @@ def init_cfg_with_pretrained(
     if pretrained is None:
         return init_cfg
     if init_cfg is not None:
-        raise ValueError(
+        raise SettingError(
             f'pretrained={pretrained!r} and init_cfg={init_cfg!r} exclude each other; '
             'give init_cfg only'
         )
@@ -351,7 +352,7 @@ def choose_out_indices(
         return tuple(range(num_stages))
     indices = tuple(out_indices)
     if not indices or not all(0 <= index < num_stages for index in indices):
-        raise ValueError(
+        raise SettingError(
             f'out_indices={out_indices!r}; give stages from 0 to {num_stages - 1}'
         )
     return indices
@@ -360,7 +361,7 @@ def choose_out_indices(
 def check_frozen_stages(frozen_stages: int, num_stages: int) -> int:
     """``frozen_stages``, checked."""
     if not -1 <= frozen_stages <= num_stages:
-        raise ValueError(
+        raise SettingError(
             f'frozen_stages={frozen_stages}; give -1 (nothing) to {num_stages} (all)'
         )
     return frozen_stages
@@ -370,4 +371,4 @@ def check_rates(**rates: float) -> None:
     """Checks that dropout rates lie in [0, 1)."""
     for name, rate in rates.items():
         if not 0 <= rate < 1:
-            raise ValueError(f'{name}={rate!r}; give a rate from 0 to below 1')
+            raise SettingError(f'{name}={rate!r}; give a rate from 0 to below 1')

@@ -6,25 +6,30 @@ import argparse
 import datetime
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from types import FrameType
 
 import torch
 
 from ..conversion.models import VARIANTS
-from ..files import check_writable, replacing
+from ..files import replacing
+from .arguments import (
+    add_output_arguments,
+    check_output,
+    described,
+    image_size,
+    positive,
+)
 from .cases import DTYPES, HEADS, MODES, Case, expand
 from .errors import BenchmarkError
 from .machine import describe_machine, load_of_others, measure_gemm_peak, usable_cores
 from .measurement import Result, Settings, measure
 from .models import require_timm
+from .progress import Progress, interrupt
 from .report import as_json, format_report
 
 DESCRIPTION = """\
@@ -42,7 +47,6 @@ examples:
   python tools/benchmark.py --variants all --heads none --batch-sizes 1 4 16 \\
       --dtypes bf16 --compile --device cuda --markdown
 """
-PICTURES = ('.png', '.svg', '.pdf')
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -155,78 +159,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Adds what says where a measurement goes; returns their group."""
-    output = parser.add_argument_group('output')
-    output.add_argument(
-        '--markdown', action='store_true', help='print the table as Markdown'
-    )
-    output.add_argument(
-        '--json',
-        type=output_file('.json'),
-        metavar='FILE',
-        help='write everything that was measured, each run included',
-    )
-    output.add_argument(
-        '--plot',
-        type=output_file(*PICTURES),
-        metavar='FILE',
-        help=f'draw it; FILE ends in {", ".join(PICTURES)}',
-    )
-    output.add_argument(
-        '--force', action='store_true', help='replace output files that exist'
-    )
-    return output
-
-
-def described(table: dict[str, str]) -> str:
-    """Names with what they mean."""
-    return '; '.join(f'{name}: {meaning}' for name, meaning in table.items())
-
-
-def positive(value: str) -> int:
-    """An argument that is a whole number above 0."""
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f'{value!r} is no whole number above 0')
-    return int(value)
-
-
-def image_size(value: str) -> tuple[int, int]:
-    """An argument that is a size: ``512x640`` (height, width), or ``512``."""
-    match = re.fullmatch(r'(\d+)(?:x(\d+))?', value)
-    if match is None:
-        raise argparse.ArgumentTypeError(
-            f'{value!r} is no size; write HEIGHTxWIDTH in pixels, such as 512x512'
-        )
-    height = int(match[1])
-    return height, int(match[2] or height)
-
-
-def output_file(*suffixes: str):
-    """The type of an argument that is a file to write."""
-
-    def parse(value: str) -> Path:
-        if Path(value).suffix.lower() not in suffixes:
-            raise argparse.ArgumentTypeError(
-                f'{value!r} does not end in {" or ".join(suffixes)}'
-            )
-        return Path(value)
-
-    return parse
-
-
-def check_output(path: Path, *, force: bool) -> None:
-    """Checks that a file can be written, before anything is measured.
-
-    Raises:
-        BenchmarkError: it cannot, or it is there and ``force`` is not given.
-    """
-    try:
-        check_writable(path, force=force)
-    except OSError as error:
-        raise BenchmarkError(str(error)) from None
-
-
 def choose_device(given: str, dtypes: Sequence[str]) -> torch.device:
     """The device that is asked for.
 
@@ -251,29 +183,6 @@ def check_compiler(device: torch.device) -> None:
     names = (os.environ.get('CXX'), 'c++', 'g++', 'clang++', 'cl')
     if device.type == 'cpu' and not any(name and shutil.which(name) for name in names):
         raise BenchmarkError('--compile: there is no C++ compiler on the PATH')
-
-
-class Progress:
-    """What happens, on stderr: one line that changes on a terminal, else many."""
-
-    def __init__(self) -> None:
-        self.overwrites = sys.stderr.isatty()
-        self.width = 0
-
-    def __call__(self, text: str) -> None:
-        """Shows a line."""
-        if not self.overwrites:
-            print(text, file=sys.stderr, flush=True)
-            return
-        text = text[: shutil.get_terminal_size().columns - 1]
-        print(f'\r{text:<{self.width}}', end='', file=sys.stderr, flush=True)
-        self.width = len(text)
-
-    def close(self) -> None:
-        """Ends the changing line."""
-        if self.width:
-            print(f'\r{"":<{self.width}}\r', end='', file=sys.stderr, flush=True)
-            self.width = 0
 
 
 class Outputs:
@@ -356,11 +265,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, earlier)
     return 0
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Ends the process in order: its processes end, and the weights are removed."""
-    raise KeyboardInterrupt(number)
 
 
 def prepare(

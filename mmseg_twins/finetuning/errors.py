@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..errors import SettingError
 
-class FinetuningError(ValueError):
+
+class FinetuningError(SettingError):
     """A checkpoint, or labels, that do not fit the model; one sentence says how."""

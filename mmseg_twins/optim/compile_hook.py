@@ -16,6 +16,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from ..errors import SettingError
 from ..registry import HOOKS
 
 PARTS = ('backbone', 'neck', 'decode_head', 'auxiliary_head')
@@ -34,13 +35,13 @@ class CompileHook(Hook):
         options: arguments of ``torch.compile``, such as ``mode='max-autotune'``.
 
     Raises:
-        ValueError: ``parts`` names none of a segmentor's.
+        SettingError: ``parts`` names none of a segmentor's.
     """
 
     def __init__(self, parts: Sequence[str] = PARTS, **options) -> None:
         unknown = [part for part in parts if part not in PARTS]
         if unknown or not parts:
-            raise ValueError(
+            raise SettingError(
                 f'CompileHook: parts={list(parts)!r}; give some of {", ".join(PARTS)}'
             )
         self.parts = tuple(parts)

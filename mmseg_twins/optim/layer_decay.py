@@ -32,6 +32,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from ..backbones.twins import Twins
+from ..errors import SettingError
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
@@ -49,7 +50,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         paramwise_cfg: see above.
 
     Raises:
-        ValueError: ``decay_rate`` is missing or out of range, there is no
+        SettingError: ``decay_rate`` is missing or out of range, there is no
             ``optimizer.lr``, or the model has no Twins backbone.
 
     Example:
@@ -67,7 +68,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         self.decay_rate = check_decay_rate(self.paramwise_cfg.get('decay_rate'))
         if self.base_lr is None:
-            raise ValueError(
+            raise SettingError(
                 'layer decay scales optim_wrapper.optimizer.lr, which is not given'
             )
 
@@ -87,14 +88,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             is_dcn_module: mmengine's, passed on.
 
         Raises:
-            ValueError: the model has no Twins backbone.
+            SettingError: the model has no Twins backbone.
         """
         if prefix:
             super().add_params(params, module, prefix, is_dcn_module)
             return
         backbones = [part for part in module.modules() if isinstance(part, Twins)]
         if not backbones:
-            raise ValueError(
+            raise SettingError(
                 'layer decay needs a backbone mmseg_twins.PCPVT or mmseg_twins.SVT, '
                 f'and this {type(module).__name__} has none; leave out '
                 'optim_wrapper.constructor'
@@ -156,10 +157,10 @@ def check_decay_rate(rate: object) -> float:
     """``decay_rate``, checked.
 
     Raises:
-        ValueError: it is no number above 0 and up to 1.
+        SettingError: it is no number above 0 and up to 1.
     """
     if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 < rate <= 1:
-        raise ValueError(
+        raise SettingError(
             f'optim_wrapper.paramwise_cfg.decay_rate={rate!r}; give a number above 0 '
             'and up to 1, such as 0.9 (1 is no decay)'
         )
@@ -173,11 +174,11 @@ def number_layers(backbones: list[Twins]) -> tuple[dict[int, int], int]:
     change.
 
     Raises:
-        ValueError: backbones of different depths, or a parameter of no known part.
+        SettingError: backbones of different depths, or a parameter of no known part.
     """
     depths = {sum(backbone.sizes.depths) for backbone in backbones}
     if len(depths) > 1:
-        raise ValueError(
+        raise SettingError(
             'layer decay needs backbones of one depth, and this model has some of '
             f'{" and ".join(map(str, sorted(depths)))} blocks'
         )
@@ -187,7 +188,7 @@ def number_layers(backbones: list[Twins]) -> tuple[dict[int, int], int]:
             layers.update((id(parameter), layer) for parameter in part.parameters())
         for name, parameter in backbone.named_parameters():
             if id(parameter) not in layers:
-                raise ValueError(
+                raise SettingError(
                     'layer decay does not know which layer of '
                     f'{type(backbone).__name__} the parameter {name!r} belongs to'
                 )

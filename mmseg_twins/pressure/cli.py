@@ -14,19 +14,18 @@ from pathlib import Path
 
 import torch
 
-from ..benchmark.cases import min_image_side
-from ..benchmark.cli import (
-    Progress,
+from ..benchmark.arguments import (
     add_output_arguments,
     check_output,
     described,
     image_size,
-    interrupt,
     positive,
 )
+from ..benchmark.cases import min_image_side
 from ..benchmark.errors import BenchmarkError
 from ..benchmark.machine import describe_machine
 from ..benchmark.memory import CLEAR, STATUS
+from ..benchmark.progress import Progress, interrupt
 from ..conversion.models import VARIANTS
 from ..files import replacing
 from . import inference, report, training
