@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
@@ -30,6 +31,10 @@ class Plain(nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version('2.13'),
+    reason='says what PyTorch 2.13 does; 2.7 works on it for many minutes',
+)
 @pytest.mark.parametrize('head', ['mmseg_twins.UPerHead', 'UPerHead'])
 def test_a_plain_export_is_wrong_at_other_sizes(
     make_segmentor, tmp_path: Path, head: str
