@@ -24,7 +24,7 @@ BUILD_INPUTS = (
     'requirements',
 )  # fmt: skip
 MIM_PARTS = ('configs', 'tools', 'model-index.yml')
-PYTHONS = ('3.10', '3.11', '3.12')
+PYTHONS = ('3.10', '3.11', '3.12', '3.13')
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:

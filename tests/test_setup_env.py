@@ -116,7 +116,7 @@ def python_named(tmp_path: Path) -> Callable[[str], str]:
     def make(version: str) -> str:
         folder = tmp_path / 'bin'
         folder.mkdir()
-        for name in ('python3', 'python3.10', 'python3.11', 'python3.12'):
+        for name in ('python3', 'python3.10', 'python3.11', 'python3.12', 'python3.13'):
             (folder / name).write_text(f'#!/bin/sh\necho {version}\n')
             (folder / name).chmod(0o755)
         return f'{folder}{os.pathsep}{os.environ["PATH"]}'
@@ -243,14 +243,14 @@ def test_opencv_that_does_not_load_names_the_system_packages(project: Project):
 def test_environment_of_an_unsupported_python_is_refused(
     project: Project, python_named: Callable[[str], str]
 ):
-    python_named('3.13')
+    python_named('3.14')
     shutil.rmtree(project.environment)
     (project.environment / 'bin').mkdir(parents=True)
     fake = project.root.parent / 'bin' / 'python3'
     shutil.copy2(fake, project.environment / 'bin' / 'python')
     done = project.set_up()
     assert done.returncode == 1
-    assert 'has Python 3.13, but 3.10 to 3.12 is needed' in done.stderr
+    assert 'has Python 3.14, but 3.10 to 3.13 is needed' in done.stderr
 
 
 def test_machine_without_a_supported_python_is_told_what_was_looked_for(
@@ -258,7 +258,7 @@ def test_machine_without_a_supported_python_is_told_what_was_looked_for(
 ):
     done = project.set_up(VIRTUAL_ENV='', PATH=python_named('3.9'))
     assert done.returncode == 1
-    assert 'no Python 3.10 to 3.12 found' in done.stderr
+    assert 'no Python 3.10 to 3.13 found' in done.stderr
     assert 'python3 is 3.9' in done.stderr
     assert not (project.root / '.venv').exists()
 

@@ -14,7 +14,7 @@ happens in a temporary folder ($TMPDIR, about 2 GB), which is removed at the end
 a few minutes; exits with status 1 if anything fails.
 
 Options:
-  --python PYTHON  the Python to make the environment with, 3.10 to 3.12 (default: that
+  --python PYTHON  the Python to make the environment with, 3.10 to 3.13 (default: that
                    of the project's environment, else python3)
   --help           print this text
 
@@ -48,8 +48,8 @@ if [ -z "$base" ]; then
   base=python3
   [ ! -x "$root/.venv/bin/python" ] || base=$root/.venv/bin/python
 fi
-"$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null ||
-  fail "$base is no Python 3.10 to 3.12; name one with --python."
+"$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null ||
+  fail "$base is no Python 3.10 to 3.13; name one with --python."
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/mmseg_twins-wheel.XXXXXX")
 trap 'rm -rf "$work"' EXIT

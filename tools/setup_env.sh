@@ -13,9 +13,9 @@ Usage: bash tools/setup_env.sh [--full] [--print-python]
 
 Installs the project (editable, extras lite, mim, deploy and test) with the versions of
 requirements/tested.txt into the virtual or conda environment that is active, or
-else into .venv in the project, made with the first Python 3.10 to 3.12 among
-python3, python3.12, python3.11 and python3.10. Conda's base environment is left
-alone. Where nothing has changed since the last time, it only says so.
+else into .venv in the project, made with the first Python 3.10 to 3.13 among
+python3, python3.13, python3.12, python3.11 and python3.10. Conda's base environment
+is left alone. Where nothing has changed since the last time, it only says so.
 
 Options:
   --full          build full mmcv with its compiled ops from source instead of
@@ -67,7 +67,7 @@ version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/de
 
 is_supported() {
   case $1 in
-    3.10 | 3.11 | 3.12) true ;;
+    3.10 | 3.11 | 3.12 | 3.13) true ;;
     *) false ;;
   esac
 }
@@ -75,7 +75,7 @@ is_supported() {
 # Sets base_python to a Python that can make .venv and put pip into it.
 find_base_python() {
   local name path version seen='' unable=''
-  for name in python3 python3.12 python3.11 python3.10; do
+  for name in python3 python3.13 python3.12 python3.11 python3.10; do
     path=$(command -v "$name") || continue
     version=$(version_of "$path") || continue
     seen="$seen, $name is $version"
@@ -88,7 +88,7 @@ find_base_python() {
     unable="$version at $path"
   done
   [ -z "$unable" ] || fail "Python $unable lacks the module venv, or both ensurepip and pip (Debian and Ubuntu: apt install python3-venv)."
-  fail "no Python 3.10 to 3.12 found among python3, python3.12, python3.11 and python3.10${seen:+ (${seen#, })}: install one, or activate an environment that has one."
+  fail "no Python 3.10 to 3.13 found among python3, python3.13, python3.12, python3.11 and python3.10${seen:+ (${seen#, })}: install one, or activate an environment that has one."
 }
 
 # Sets python to the environment's Python, and makes .venv where no environment is active.
@@ -109,7 +109,7 @@ find_environment() {
   python=$environment/bin/python
   [ -x "$python" ] || fail "the active environment $environment holds no bin/python: deactivate it, or activate another."
   version=$(version_of "$python") || fail "$python does not start: remove $environment and make it anew."
-  is_supported "$version" || fail "$environment has Python $version, but 3.10 to 3.12 is needed: activate another environment${VIRTUAL_ENV:+ or none}, or remove this one."
+  is_supported "$version" || fail "$environment has Python $version, but 3.10 to 3.13 is needed: activate another environment${VIRTUAL_ENV:+ or none}, or remove this one."
   [ -w "$environment" ] || fail "$environment is not writable: activate an environment of your own, or none."
 }
 

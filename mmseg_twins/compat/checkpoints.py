@@ -17,7 +17,8 @@ import os
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from urllib.parse import urlsplit
@@ -202,9 +203,7 @@ def load_local(filename: str, map_location=None) -> dict:
     """
     filename = require_checkpoint_file(filename)
     try:
-        with warnings.catch_warnings():
-            # That a pickle is of a newer protocol than PyTorch writes.
-            warnings.filterwarnings('ignore', 'Detected pickle protocol')
+        with without_advice():
             screen(filename)
             content = torch.load(filename, map_location, weights_only=True)
     # What a damaged or hostile file makes the unpickler stumble over can be of any
@@ -229,6 +228,17 @@ def load_local(filename: str, map_location=None) -> dict:
     if not isinstance(getattr(state, '_metadata', {}), Mapping):
         raise CheckpointError(f'{filename} is damaged: its metadata is no dict')
     return content
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Leaves out what PyTorch remarks on files that it reads."""
+    with warnings.catch_warnings():
+        # That a pickle is of a newer protocol than PyTorch writes.
+        warnings.filterwarnings('ignore', 'Detected pickle protocol')
+        # PyTorch 2.7 about a call of its own.
+        warnings.filterwarnings('ignore', 'TypedStorage is deprecated')
+        yield
 
 
 def require_checkpoint_file(filename: str) -> str:

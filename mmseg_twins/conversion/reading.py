@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import pickletools
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.serialization import safe_globals
 
-from ..compat.checkpoints import allow_mmengine_classes, first_cause
+from ..compat.checkpoints import allow_mmengine_classes, first_cause, without_advice
 from ..compat.screening import ZIP_MAGIC, is_archive, screen, screen_archive
 from .errors import ConversionError
 from .verification import check_entries
@@ -166,9 +165,7 @@ def load_pickled(path: Path, *, mmap: bool) -> object:
     Raises:
         ConversionError: it cannot be read, or asks for more than harmless classes.
     """
-    with harmless_classes(), warnings.catch_warnings():
-        # That a pickle is of a newer protocol than PyTorch writes.
-        warnings.filterwarnings('ignore', 'Detected pickle protocol')
+    with harmless_classes(), without_advice():
         try:
             screen(path)
         # Of a file that is not as PyTorch writes it, also its own errors.

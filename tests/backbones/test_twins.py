@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from mmcv.cnn.bricks.drop import DropPath
+from packaging.version import Version
 
 from mmseg_twins.backbones import SVT
 from tiny import FAMILIES, tiny
@@ -138,6 +139,10 @@ def test_compiled_output_is_equal(family):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which('g++'), reason='inductor needs a C++ compiler')
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version('2.13'),
+    reason="PyTorch 2.7's inductor takes no float64 attention",
+)
 @both
 def test_inductors_output_and_gradients_are_equal(family):
     backbone = tiny(family)
