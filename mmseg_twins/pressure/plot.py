@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .report import median
 from .training import growth_of
@@ -87,6 +87,8 @@ def finish(axes: Axes, label: str) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f'{value:g}')
         axis.set_minor_formatter(NullFormatter())
+    # Times span little more than one power of ten.
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.grid(color='#dddddd', lw=0.6)
     axes.spines[['top', 'right']].set_visible(False)
 
