@@ -39,6 +39,14 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _own_compilations():
+    """torch.compile remembers the sizes that a process has seen, and opens them."""
+    yield
+    if 'torch._dynamo' in sys.modules:
+        torch._dynamo.reset()
+
+
+@pytest.fixture(autouse=True)
 def _own_visualizers():
     """mmengine hands out the visualizer that a process made first under a name, which
     writes to the folder of the test that made it."""

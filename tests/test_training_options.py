@@ -21,6 +21,7 @@ from mmseg_twins import cli
 from mmseg_twins.demo.folder import write_scenes
 from mmseg_twins.optim.compile_hook import CompileHook, forward_by_mode
 from small_demo import small_demo
+from tiny import tiny
 from two_processes import run_in_two
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +139,15 @@ def test_evaluation_is_not_compiled():
 
     assert part.train()() == 'compiled'
     assert part.eval()() == 'eager'
+
+
+@pytest.mark.slow
+def test_images_of_several_sizes_are_compiled_one_by_one():
+    backbone = tiny('SVT', drop_path_rate=0.0).float().train()
+    compiled = torch.compile(backbone, **CompileHook().options)
+    for size in ((64, 96), (64, 64)):
+        image = torch.randn(2, 3, *size)
+        torch.testing.assert_close(compiled(image), backbone(image), rtol=0, atol=1e-4)
 
 
 def test_parts_that_are_none_are_named():

@@ -9,6 +9,7 @@ changes.
 
 from __future__ import annotations
 
+import atexit
 import functools
 from datetime import timedelta
 
@@ -29,6 +30,14 @@ def start_gloo(seconds: float | None) -> None:
     """Starts the process group, which mmengine leaves as it is once it exists."""
     timeout = {} if seconds is None else {'timeout': timedelta(seconds=seconds)}
     torch.distributed.init_process_group('gloo', **timeout)
+    # Its threads have to end before the process does, which may abort otherwise.
+    atexit.register(stop_gloo)
+
+
+def stop_gloo() -> None:
+    """Ends the process group, if nothing else has."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def patch_runner() -> None:

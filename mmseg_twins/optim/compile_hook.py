@@ -32,7 +32,9 @@ class CompileHook(Hook):
     Args:
         parts: attributes of the segmentor; those that it does not have are passed
             over.
-        options: arguments of ``torch.compile``, such as ``mode='max-autotune'``.
+        options: arguments of ``torch.compile``, such as ``mode='max-autotune'``. Each
+            size of image is compiled by itself, unless ``dynamic`` says otherwise:
+            PyTorch 2.13's inductor fails on these models with open sizes.
 
     Raises:
         SettingError: ``parts`` names none of a segmentor's.
@@ -45,7 +47,7 @@ class CompileHook(Hook):
                 f'CompileHook: parts={list(parts)!r}; give some of {", ".join(PARTS)}'
             )
         self.parts = tuple(parts)
-        self.options = options
+        self.options = {'dynamic': False, **options}
 
     def before_train(self, runner: Runner) -> None:
         """Replaces the parts' ``forward`` while the model trains."""
