@@ -8,7 +8,7 @@ it stands on and then does what is needed and no more:
 * :mod:`.checkpoints`: ``torch.load(weights_only=True)`` accepts the harmless classes
   that mmengine writes into its checkpoints, and nothing else; mmengine loads local
   ``.safetensors`` files; :mod:`.screening` looks through a file before it is unpickled;
-* :mod:`.cpu_processes`: mmengine's runners train in several processes on machines
+* :mod:`.cpu_processes`: mmengine's runner trains in several processes on machines
   without an accelerator;
 * :mod:`.fsdp`: mmengine's FSDPStrategy resumes, and trains on such machines too.
 

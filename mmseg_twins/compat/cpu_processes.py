@@ -1,10 +1,11 @@
-"""Lets mmengine's runners train in several processes without an accelerator.
+"""Lets mmengine train in several processes without an accelerator.
 
 mmengine 0.10.7 calls ``torch.cuda.set_device`` for launcher ``pytorch``, gives
 DistributedDataParallel a device number that a CPU module must not have, and leaves
-PyTorch's SyncBatchNorm in place, which refuses CPU tensors. ``Runner`` does so itself,
-``FlexibleRunner`` in its strategies. Where a machine has an accelerator nothing
-changes.
+PyTorch's SyncBatchNorm in place, which refuses CPU tensors. In ``Runner`` all of that
+is mended here; of ``FlexibleRunner``'s strategies the first, and :mod:`.fsdp` mends the
+others for the one that shards. Its DDPStrategy keeps them: ``Runner`` does the same
+work. Where a machine has an accelerator nothing changes.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from packaging.version import Version
 
 MMCV_MIN, MMCV_BELOW = Version('2.1.0'), Version('2.2.0')
 MMSEG_MIN, MMSEG_BELOW = Version('1.2.2'), Version('2.0.0')
-INSTALL_MMCV = "pip install 'mmcv-lite>=2.1.0,<2.2.0'"
-INSTALL_MMSEG = 'pip install mmsegmentation==1.2.2'
+INSTALL_MMCV = f"pip install 'mmcv-lite>={MMCV_MIN},<{MMCV_BELOW}'"
+INSTALL_MMSEG = f'pip install mmsegmentation=={MMSEG_MIN}'
 
 
 def installed(*distributions: str) -> dict[str, Version]:
