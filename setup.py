@@ -180,7 +180,7 @@ setup(
     include_package_data=False,
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
-    entry_points={'console_scripts': ['twins2mmseg=mmseg_twins.conversion.cli:main']},
+    entry_points={'console_scripts': ['twins2mmseg=mmseg_twins.cli.convert:main']},
     cmdclass={'build_py': BuildPy, 'editable_wheel': EditableWheel},
     zip_safe=False,
 )

@@ -1,11 +1,11 @@
-"""``python -m mmseg_twins``: see :mod:`mmseg_twins.diagnosis`."""
+"""``python -m mmseg_twins``: see :mod:`mmseg_twins.cli.doctor`."""
 
 from __future__ import annotations
 
 import sys
 
 try:
-    from .diagnosis import main
+    from .cli.doctor import main
 except ImportError as error:
     sys.exit(f'mmseg_twins: {error}; run: pip install packaging')
 

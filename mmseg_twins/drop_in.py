@@ -15,7 +15,7 @@ from __future__ import annotations
 import mmseg.models  # noqa: F401, registers the built-in classes that are replaced
 from mmseg.registry import MODELS
 
-from .backbones import PCPVT, SVT
+from .models.backbones import PCPVT, SVT
 
 for backbone in (PCPVT, SVT):
     MODELS.register_module(module=backbone, force=True)

@@ -20,29 +20,24 @@ MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope=SCOPE,
-    locations=['mmseg_twins.backbones', 'mmseg_twins.heads'],
+    locations=['mmseg_twins.models'],
 )
-DATASETS = Registry(
-    'dataset',
-    parent=MMENGINE_DATASETS,
-    scope=SCOPE,
-    locations=['mmseg_twins.demo'],
-)
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope=SCOPE)
 OPTIM_WRAPPERS = Registry(
     'optim_wrapper',
     parent=MMENGINE_OPTIM_WRAPPERS,
     scope=SCOPE,
-    locations=['mmseg_twins.optim'],
+    locations=['mmseg_twins.engine'],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_CONSTRUCTORS,
     scope=SCOPE,
-    locations=['mmseg_twins.optim'],
+    locations=['mmseg_twins.engine'],
 )
 HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope=SCOPE,
-    locations=['mmseg_twins.finetuning', 'mmseg_twins.optim', 'mmseg_twins.resuming'],
+    locations=['mmseg_twins.engine'],
 )

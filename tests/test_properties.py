@@ -10,14 +10,14 @@ from mmcv.cnn.bricks.transformer import FFN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbones.test_attention import masked_local_attention
-from mmseg_twins.backbones import mlp
-from mmseg_twins.backbones.attention import LSA
-from mmseg_twins.backbones.mlp import MLP
-from mmseg_twins.conversion.patterns import Renaming
-from mmseg_twins.conversion.rules import LAYOUTS
-from mmseg_twins.heads import winograd
-from mmseg_twins.heads.upsampled_conv import conv3x3_of_pyramid, conv3x3_of_upsampled
+from mmseg_twins.checkpoints.layouts import LAYOUTS
+from mmseg_twins.checkpoints.patterns import Renaming
+from mmseg_twins.models.backbones.attention import LSA
+from mmseg_twins.ops import conv3x3 as winograd
+from mmseg_twins.ops import mlp
+from mmseg_twins.ops.mlp import MLP
+from mmseg_twins.ops.pyramid_conv import conv3x3_of_pyramid, conv3x3_of_upsampled
+from models.backbones.test_attention import masked_local_attention
 
 quickly = settings(deadline=None, derandomize=True, max_examples=40)
 seeds = st.integers(0, 2**32 - 1)

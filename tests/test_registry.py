@@ -11,7 +11,7 @@ import pytest
 from mmengine.hub import get_config
 from mmseg.registry import MODELS
 
-from mmseg_twins.backbones import PCPVT, SVT
+from mmseg_twins.models.backbones import PCPVT, SVT
 
 BUILTIN_CONFIGS = [
     ('twins/twins_pcpvt-s_uperhead_8xb4-160k_ade20k-512x512.py', PCPVT),
@@ -43,7 +43,7 @@ def test_a_scoped_type_works_without_importing_the_package():
     result = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, timeout=120
     )
-    assert result.stdout.strip() == 'mmseg_twins.backbones.twins', result.stderr
+    assert result.stdout.strip() == 'mmseg_twins.models.backbones.twins', result.stderr
 
 
 @pytest.mark.parametrize(('config', 'family'), BUILTIN_CONFIGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mmseg_twins.backbones import PCPVT, SVT
+from mmseg_twins.models.backbones import PCPVT, SVT
 
 FAMILIES = {'PCPVT': PCPVT, 'SVT': SVT}
 TINY = dict(

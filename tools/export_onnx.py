@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from mmseg_twins.export.cli import main
+from mmseg_twins.cli.export import main
 
 if __name__ == '__main__':
     sys.exit(main())

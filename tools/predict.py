@@ -18,10 +18,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from mmseg_twins import cli
-from mmseg_twins.prediction import PredictionError, Predictor, draw_overlay
-from mmseg_twins.prediction.files import Job, find_images, plan_jobs, write_png
-from mmseg_twins.prediction.predictor import DEVICES, choose_device
+from mmseg_twins.apis.prediction import PredictionError, Predictor, draw_overlay
+from mmseg_twins.apis.prediction.files import Job, find_images, plan_jobs, write_png
+from mmseg_twins.apis.prediction.predictor import DEVICES, choose_device
+from mmseg_twins.cli import common as cli
 
 
 def make_parser() -> argparse.ArgumentParser:

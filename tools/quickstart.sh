@@ -5,4 +5,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(bash tools/setup_env.sh --print-python)
-exec "$python" tools/quickstart.py "$@"
+exec "$python" tools/demo/quickstart.py "$@"

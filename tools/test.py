@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from mmseg_twins import cli
+from mmseg_twins.cli import common as cli
 
 
 def make_parser() -> argparse.ArgumentParser:

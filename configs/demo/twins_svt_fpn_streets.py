@@ -6,7 +6,7 @@ takes a few minutes on two CPU cores.
 
 _base_ = ['mmseg::_base_/default_runtime.py']
 custom_imports = dict(
-    imports=['mmseg_twins', 'mmseg_twins.demo'], allow_failed_imports=False
+    imports=['mmseg_twins', 'streets'], allow_failed_imports=False
 )
 randomness = dict(seed=0)
 

@@ -12,8 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
+from streets.folder import write_scenes
 
-from mmseg_twins.demo.folder import write_scenes
 from small_demo import small_demo
 from two_processes import run_in_two
 

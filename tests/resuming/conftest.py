@@ -10,8 +10,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from streets.folder import write_scenes
 
-from mmseg_twins.demo.folder import write_scenes
 from small_demo import small_demo
 
 Train = Callable[..., Runner]

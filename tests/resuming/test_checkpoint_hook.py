@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mmengine.evaluator import Evaluator
 
-from mmseg_twins.resuming.whole_files import WholeFiles
+from mmseg_twins.engine.whole_files import WholeFiles
 
 
 class Killed(BaseException):

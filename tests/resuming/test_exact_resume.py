@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
+from streets.dataset import StreetsDataset
 from torch.utils.data import BatchSampler
 
-from mmseg_twins.demo.dataset import StreetsDataset
-from mmseg_twins.resuming.batches import (
+from mmseg_twins.engine.batches import (
     NumberedBatches,
     NumberedIndex,
     Purpose,

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmseg_twins.resuming import NoWholeCheckpoint, find_whole_checkpoint, latest
+from mmseg_twins.engine import latest
+from mmseg_twins.engine.latest import NoWholeCheckpoint, find_whole_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmseg_twins.resuming.whole_files import WholeFiles
+from mmseg_twins.engine.whole_files import WholeFiles
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch):

@@ -10,10 +10,10 @@ import argparse
 from pathlib import Path
 
 from rich.progress import Progress
+from streets.folder import write_scenes
+from streets.scenes import SCENE_SIZE
 
-from mmseg_twins import cli
-from mmseg_twins.demo.folder import write_scenes
-from mmseg_twins.demo.scenes import SCENE_SIZE
+from mmseg_twins.cli import common as cli
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,1 @@
+"""Reads, converts, verifies and writes checkpoints of every Twins layout."""

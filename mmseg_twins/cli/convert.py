@@ -1,0 +1,149 @@
+"""The command ``twins2mmseg``: any Twins checkpoint in, a verified checkpoint out."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from ..checkpoints.conversion import TARGETS
+from ..checkpoints.errors import ConversionError
+from ..checkpoints.files import convert_checkpoint
+from ..checkpoints.models import VARIANTS
+from ..checkpoints.writing import SUFFIXES
+
+DESCRIPTION = """\
+Convert a Twins checkpoint to mmsegmentation 1.x, verified.
+
+What it is - a classifier or segmentor of the official code, a classifier of timm, a
+segmentor of SSSegmentation, a backbone or segmentor of mmsegmentation - and which
+size it has is found out. A classifier or backbone becomes a bare backbone for
+init_cfg=dict(type='Pretrained', checkpoint=STORE), a segmentor a whole segmentor for
+`mim test mmsegmentation CONFIG --checkpoint STORE`. Nothing is written unless all
+names, shapes and values check out and the model that they make runs.
+"""
+EPILOG = """\
+examples:
+  twins2mmseg alt_gvt_small.pth svt-s.pth
+  twins2mmseg https://host/upernet_svtsmall_ade20k.pth svt-s_upernet.pth --arch svt-s
+  twins2mmseg iter_160000.pth svt-s.safetensors --backbone-only --to official
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog='twins2mmseg',
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'pretrain',
+        metavar='PRETRAIN',
+        help='the checkpoint: a path or an http(s) URL, a file of PyTorch or '
+        '.safetensors',
+    )
+    parser.add_argument(
+        'store',
+        metavar='STORE',
+        type=store_path,
+        help=f'the file to write; ends in {" or ".join(SUFFIXES)}',
+    )
+    parser.add_argument(
+        '--arch',
+        choices=VARIANTS,
+        help='fail if the checkpoint is of another variant (it is found out anyway)',
+    )
+    parser.add_argument(
+        '--to',
+        choices=tuple(TARGETS),
+        default='mmseg',
+        help='whose names the written file has: mmsegmentation, or the official code '
+        'and timm (default: mmseg)',
+    )
+    parser.add_argument(
+        '--use-ema',
+        action='store_true',
+        help='take the averaged weights that the checkpoint has beside the others',
+    )
+    parser.add_argument(
+        '--backbone-only',
+        action='store_true',
+        help='leave the heads of a segmentor and write its bare backbone',
+    )
+    parser.add_argument(
+        '--force', action='store_true', help='replace STORE if it exists'
+    )
+    return parser
+
+
+def store_path(value: str) -> Path:
+    """``STORE`` as a path, if its ending is one that is written."""
+    path = Path(value)
+    if path.suffix not in SUFFIXES:
+        raise argparse.ArgumentTypeError(
+            f'{value!r} ends in none of {" and ".join(SUFFIXES)}'
+        )
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: arguments; None for those of the process.
+
+    Returns:
+        The exit status: 0 if STORE was written and all checks held, 1 if not. After
+        an interruption it is 128 and the number of the signal, as in a shell.
+
+    Raises:
+        SystemExit: with status 2 for arguments that are none.
+    """
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        report = convert_checkpoint(
+            args.pretrain,
+            args.store,
+            to=args.to,
+            arch=args.arch,
+            use_ema=args.use_ema,
+            backbone_only=args.backbone_only,
+            force=args.force,
+            progress=True,
+        )
+    except (ConversionError, OSError, MemoryError) as error:
+        return fail(parser, 1, describe_error(error))
+    except KeyboardInterrupt as interruption:
+        number = interruption.args[0] if interruption.args else signal.SIGINT
+        return fail(parser, 128 + number, 'interrupted; nothing was written')
+    finally:
+        signal.signal(signal.SIGTERM, earlier or signal.SIG_DFL)
+    print(report)
+    return 0
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Ends the process in order, so that temporary files are removed."""
+    raise KeyboardInterrupt(number)
+
+
+def describe_error(error: Exception) -> str:
+    """What went wrong, in one sentence."""
+    if isinstance(error, MemoryError):
+        return 'there is not enough memory for this checkpoint'
+    if isinstance(error, OSError) and error.strerror:
+        return f'{error.filename or "reading or writing"}: {error.strerror}'
+    return str(error)
+
+
+def fail(parser: argparse.ArgumentParser, status: int, message: str) -> int:
+    """Says what went wrong; returns the exit status."""
+    print(f'{parser.prog}: error: {message}', file=sys.stderr)
+    return status

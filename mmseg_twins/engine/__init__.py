@@ -1,0 +1,21 @@
+"""What a training run uses besides the model: hooks, optimizer parts, exact resume."""
+
+from __future__ import annotations
+
+from .bf16 import BF16OptimWrapper
+from .check_labels import CheckLabels
+from .checkpoint_hook import CheckpointHook
+from .compile_hook import CompileHook
+from .exact_resume import ExactResume
+from .layer_decay import LayerDecayOptimWrapperConstructor
+from .start_from import StartFrom
+
+__all__ = [
+    'BF16OptimWrapper',
+    'CheckLabels',
+    'CheckpointHook',
+    'CompileHook',
+    'ExactResume',
+    'LayerDecayOptimWrapperConstructor',
+    'StartFrom',
+]

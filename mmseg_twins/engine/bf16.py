@@ -1,0 +1,46 @@
+"""bf16 training on any device, a CPU included.
+
+mmengine 0.10.7 has all it takes, but its ``AmpOptimWrapper`` asserts that there is a
+GPU, because its loss scaler needs one. bf16 has the exponents of fp32, so that
+gradients do not underflow and nothing needs scaling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.optim import OptimWrapper
+from mmengine.runner import autocast
+from torch import nn
+
+from ..registry import OPTIM_WRAPPERS
+
+
+@OPTIM_WRAPPERS.register_module()
+class BF16OptimWrapper(OptimWrapper):
+    """mmengine's ``OptimWrapper`` with the forward pass under bf16 autocast.
+
+    Takes the arguments of ``OptimWrapper``. Parameters, gradients and the state of
+    the optimizer stay in fp32.
+
+    Example:
+        >>> import torch
+        >>> from mmseg_twins.engine import BF16OptimWrapper
+        >>> model = torch.nn.Linear(2, 2)
+        >>> wrapper = BF16OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> with wrapper.optim_context(model):
+        ...     model(torch.zeros(1, 2)).dtype
+        torch.bfloat16
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """The context of a training step's forward pass.
+
+        Args:
+            model: the model that is trained.
+        """
+        with super().optim_context(model), autocast(dtype=torch.bfloat16):
+            yield

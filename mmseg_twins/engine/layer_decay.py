@@ -1,0 +1,216 @@
+"""Layer-wise decay of the learning rate: the nearer to the image, the smaller.
+
+As in BEiT (arXiv 2106.08254) and ConvNeXt (arXiv 2201.03545), on mmengine's mechanism
+for parameter-wise settings. The layers of a Twins backbone of N blocks:
+
+====================================================  ================================
+layer                                                 holds
+====================================================  ================================
+0                                                     the first patch embedding
+1 ... N                                               the blocks, through all stages
+that of its stage's block 0                           each later patch embedding, each
+                                                      position encoding
+that of its stage's last block                        each norm after a stage (SVT)
+N + 1                                                 all outside the backbone
+====================================================  ================================
+
+A layer's learning rate is scaled by ``decay_rate ** (N + 1 - layer)``. The grouping is
+that of ``Twins.group_matcher`` in timm's ``models/twins.py``, which has no norms after
+stages.
+
+mmsegmentation's ``LearningRateDecayOptimizerConstructor`` knows ConvNeXt, BEiT and MAE
+only; it also replaces ``norm_decay_mult`` and ``custom_keys`` by rules of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Real
+
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor
+from torch import nn
+
+from ..errors import SettingError
+from ..models.backbones.twins import Twins
+from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """mmengine's default constructor, with rates that decay through a Twins backbone.
+
+    ``paramwise_cfg`` takes ``decay_rate``, above 0 and up to 1, and all that mmengine
+    takes: ``norm_decay_mult``, ``custom_keys``, ``bias_lr_mult`` and so on. The decay
+    multiplies what they give. Parameters with equal settings share a group.
+
+    Args:
+        optim_wrapper_cfg: as mmengine's constructor takes it; ``optimizer.lr`` is the
+            rate outside the backbone.
+        paramwise_cfg: see above.
+
+    Raises:
+        SettingError: ``decay_rate`` is missing or out of range, there is no
+            ``optimizer.lr``, or the model has no Twins backbone.
+
+    Example:
+        >>> optim_wrapper = dict(
+        ...     type='OptimWrapper',
+        ...     constructor='mmseg_twins.LayerDecayOptimWrapperConstructor',
+        ...     optimizer=dict(type='AdamW', lr=6e-5, weight_decay=0.01),
+        ...     paramwise_cfg=dict(decay_rate=0.9, norm_decay_mult=0.0),
+        ... )
+    """
+
+    def __init__(
+        self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None
+    ) -> None:
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        self.decay_rate = check_decay_rate(self.paramwise_cfg.get('decay_rate'))
+        if self.base_lr is None:
+            raise SettingError(
+                'layer decay scales optim_wrapper.optimizer.lr, which is not given'
+            )
+
+    def add_params(
+        self,
+        params: list[dict],
+        module: nn.Module,
+        prefix: str = '',
+        is_dcn_module: bool | None = None,
+    ) -> None:
+        """Adds the parameter groups of a model.
+
+        Args:
+            params: the groups are appended here.
+            module: the model.
+            prefix: of the names; mmengine calls this again for each submodule.
+            is_dcn_module: mmengine's, passed on.
+
+        Raises:
+            SettingError: the model has no Twins backbone.
+        """
+        if prefix:
+            super().add_params(params, module, prefix, is_dcn_module)
+            return
+        backbones = [part for part in module.modules() if isinstance(part, Twins)]
+        if not backbones:
+            raise SettingError(
+                'layer decay needs a backbone mmseg_twins.PCPVT or mmseg_twins.SVT, '
+                f'and this {type(module).__name__} has none; leave out '
+                'optim_wrapper.constructor'
+            )
+        layers, depth = number_layers(backbones)
+        groups = []  # one for each parameter
+        super().add_params(groups, module, prefix, is_dcn_module)
+        merged, seen = {}, set()
+        for group in groups:
+            (parameter,) = group.pop('params')
+            if id(parameter) in seen:  # two modules share it
+                continue
+            seen.add(id(parameter))
+            layer = layers.get(id(parameter), depth + 1)
+            group['lr'] = group.get('lr', self.base_lr) * self.scale(layer, depth)
+            for multiplier in ('lr_mult', 'decay_mult'):  # applied by now
+                group.pop(multiplier, None)
+            key = repr(sorted(group.items()))
+            merged.setdefault(key, {'params': [], **group})['params'].append(parameter)
+        params.extend(merged.values())
+        self._log(module, layers, depth, num_groups=len(merged))
+
+    def scale(self, layer: int, depth: int) -> float:
+        """The factor of a layer's learning rate.
+
+        Args:
+            layer: from 0 to ``depth + 1``.
+            depth: number of blocks of the backbone.
+        """
+        return self.decay_rate ** (depth + 1 - layer)
+
+    def _log(
+        self, model: nn.Module, layers: dict[int, int], depth: int, num_groups: int
+    ) -> None:
+        """Logs a line for each layer: its rate, its size, and what is in it."""
+        sizes, contents = {}, {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            layer = layers.get(id(parameter), depth + 1)
+            sizes[layer] = sizes.get(layer, 0) + parameter.numel()
+            contents.setdefault(layer, {})[short_name(name, layer <= depth)] = None
+        lines = [
+            f'Layer decay {self.decay_rate:g} through {depth} blocks, {num_groups} '
+            'parameter groups. These are the rates before any schedule; a '
+            'custom_keys.lr_mult multiplies them.',
+            'layer   factor        lr  parameters  holds',
+        ]
+        for layer in sorted(sizes):
+            factor = self.scale(layer, depth)
+            lines.append(
+                f'{layer:5}  {factor:7.5f}  {factor * self.base_lr:8.2e}  '
+                f'{sizes[layer]:10,}  {", ".join(contents[layer])}'
+            )
+        print_log('\n'.join(lines), logger='current')
+
+
+def check_decay_rate(rate: object) -> float:
+    """``decay_rate``, checked.
+
+    Raises:
+        SettingError: it is no number above 0 and up to 1.
+    """
+    if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 < rate <= 1:
+        raise SettingError(
+            f'optim_wrapper.paramwise_cfg.decay_rate={rate!r}; give a number above 0 '
+            'and up to 1, such as 0.9 (1 is no decay)'
+        )
+    return float(rate)
+
+
+def number_layers(backbones: list[Twins]) -> tuple[dict[int, int], int]:
+    """The layer of each backbone parameter, by its ``id``, and the number of blocks.
+
+    Parameters are found through their modules, whose names wrappers such as FSDP
+    change.
+
+    Raises:
+        SettingError: backbones of different depths, or a parameter of no known part.
+    """
+    depths = {sum(backbone.sizes.depths) for backbone in backbones}
+    if len(depths) > 1:
+        raise SettingError(
+            'layer decay needs backbones of one depth, and this model has some of '
+            f'{" and ".join(map(str, sorted(depths)))} blocks'
+        )
+    layers = {}
+    for backbone in backbones:
+        for layer, part in parts_of(backbone):
+            layers.update((id(parameter), layer) for parameter in part.parameters())
+        for name, parameter in backbone.named_parameters():
+            if id(parameter) not in layers:
+                raise SettingError(
+                    'layer decay does not know which layer of '
+                    f'{type(backbone).__name__} the parameter {name!r} belongs to'
+                )
+    return layers, depths.pop()
+
+
+def parts_of(backbone: Twins) -> Iterator[tuple[int, nn.Module]]:
+    """Yields each part of a backbone with its layer."""
+    first = 1
+    for stage, depth in enumerate(backbone.sizes.depths):
+        yield first if stage else 0, backbone.patch_embeds[stage]
+        yield first, backbone.position_encodings[stage]
+        for index, block in enumerate(backbone.layers[stage]):
+            yield first + index, block
+        if backbone.norm_list:
+            yield first + depth - 1, backbone.norm_list[stage]
+        first += depth
+
+
+def short_name(name: str, in_backbone: bool) -> str:
+    """What the log calls a parameter's module, such as ``layers.0.1``."""
+    head, *rest = name.split('.')
+    if not in_backbone:
+        return head
+    return '.'.join(rest[: 3 if rest[0] == 'layers' else 2])

@@ -1,0 +1,115 @@
+"""What a Twins stage is made of, besides attention (arXiv 2104.13840, section 3).
+
+Patch embedding, conditional position encoding (arXiv 2102.10882) and the
+transformer block, which is handed its attention. Tokens are (B, H, W, C).
+"""
+
+from __future__ import annotations
+
+from mmcv.cnn.bricks.drop import build_dropout
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...ops.mlp import MLP
+from .norm import build_norm
+
+
+class PatchEmbedding(nn.Module):
+    """Convolution over patches, then normalization.
+
+    The map is zero-padded at its right and bottom until patches cover it
+    ("corner" padding, as mmsegmentation's ``PatchEmbed``), so that no pixel of an
+    odd-sized image is lost.
+
+    Args:
+        in_channels: channels of the map that comes in.
+        embed_dims: channels of the tokens.
+        patch_size: the convolution's kernel.
+        stride: the convolution's stride.
+        norm_cfg: the normalization; an ``eps`` that it does not give is 1e-5.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        embed_dims: int,
+        *,
+        patch_size: int,
+        stride: int,
+        norm_cfg: dict,
+    ) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(in_channels, embed_dims, patch_size, stride=stride)
+        self.norm = build_norm(norm_cfg, embed_dims, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A map (B, in_channels, H, W) to tokens (B, H', W', embed_dims)."""
+        (kernel, _), (stride, _) = self.projection.kernel_size, self.projection.stride
+        pad_h, pad_w = (
+            max((-(-side // stride) - 1) * stride + kernel - side, 0)
+            for side in x.shape[2:]
+        )
+        if pad_h or pad_w:
+            x = F.pad(x, (0, pad_w, 0, pad_h))
+        return self.norm(self.projection(x).permute(0, 2, 3, 1))
+
+
+class PositionEncoding(nn.Module):
+    """Conditional position encoding: the tokens plus a depth-wise 3x3 convolution.
+
+    Args:
+        embed_dims: channels, C.
+    """
+
+    def __init__(self, embed_dims: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        return x + self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block around an attention that it is given.
+
+    Stochastic depth acts once on each residual branch, here and nowhere else.
+
+    Args:
+        attention: maps (B, H, W, C) to (B, H, W, C).
+        embed_dims: channels, C.
+        mlp_ratio: hidden width of the MLP, in multiples of ``embed_dims``.
+        norm_cfg: both normalizations; an ``eps`` that it does not give is 1e-6.
+        drop_rate: dropout rate after each layer of the MLP.
+        drop_path_rate: probability with which a sample skips a branch.
+    """
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        embed_dims: int,
+        *,
+        mlp_ratio: float,
+        norm_cfg: dict,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = build_norm(norm_cfg, embed_dims, eps=1e-6)
+        self.attn = attention
+        self.norm2 = build_norm(norm_cfg, embed_dims, eps=1e-6)
+        self.ffn = MLP(
+            embed_dims,
+            int(mlp_ratio * embed_dims),
+            drop_rate=drop_rate,
+        )
+        self.drop_path = (
+            build_dropout(dict(type='DropPath', drop_prob=drop_path_rate))
+            if drop_path_rate > 0
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.ffn(self.norm2(x)))

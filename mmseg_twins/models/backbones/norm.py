@@ -1,0 +1,38 @@
+"""Normalization layers on (B, H, W, C) tokens."""
+
+from __future__ import annotations
+
+from mmcv.cnn import build_norm_layer
+from torch import nn
+
+from ...errors import SettingError
+
+CHANNEL_FIRST = ('BN', 'BN1d', 'BN2d', 'BN3d', 'SyncBN', 'MMSyncBN', 'GN', 'IN',
+                 'IN1d', 'IN2d', 'IN3d', 'LN2d')  # fmt: skip
+
+
+def build_norm(norm_cfg: dict, embed_dims: int, *, eps: float) -> nn.Module:
+    """Builds the normalization of ``embed_dims`` channels, the tokens' last axis.
+
+    Args:
+        norm_cfg: as mmcv's ``build_norm_layer`` takes it; ``requires_grad`` too.
+        embed_dims: channels, C.
+        eps: the official code's value at this place, used for a LayerNorm whose
+            ``norm_cfg`` gives none.
+
+    Raises:
+        SettingError: ``norm_cfg`` names no type, or one that expects channels first.
+    """
+    if not isinstance(norm_cfg, dict) or 'type' not in norm_cfg:
+        raise SettingError(
+            f"norm_cfg={norm_cfg!r} is no config with a 'type'; "
+            "give for example dict(type='LN')"
+        )
+    if norm_cfg['type'] in CHANNEL_FIRST:
+        raise SettingError(
+            f'norm_cfg={norm_cfg!r} normalizes channel-first maps, and tokens here '
+            "are channel-last; give type='LN'"
+        )
+    if norm_cfg['type'] == 'LN':
+        norm_cfg = {'eps': eps, **norm_cfg}
+    return build_norm_layer(norm_cfg, embed_dims)[1]

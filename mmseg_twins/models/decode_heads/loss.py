@@ -1,0 +1,80 @@
+"""The usual loss of a decode head, computed without full-resolution logits."""
+
+from __future__ import annotations
+
+import torch
+from mmseg.models.losses import CrossEntropyLoss
+from torch import Tensor, nn
+
+from ...ops.upsampled_cross_entropy import upsampled_cross_entropy
+
+
+class StripwiseLossMixin:
+    """Lets a head of mmsegmentation compute softmax cross entropy in strips of rows.
+
+    Loss, ``acc_seg`` and gradients are those of the head itself up to rounding. A
+    head with another loss, with several, or with a pixel sampler goes mmsegmentation's
+    own way.
+
+    Example:
+        >>> from mmseg.models.decode_heads import FCNHead as MMSegFCNHead
+        >>> class FCNHead(StripwiseLossMixin, MMSegFCNHead):
+        ...     '''mmsegmentation's FCNHead, with less memory for its loss.'''
+    """
+
+    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict:
+        """Computes the loss and the pixel accuracy.
+
+        Args:
+            seg_logits: the head's output, (B, classes, h, w).
+            batch_data_samples: mmsegmentation's samples, with ``gt_sem_seg``.
+
+        Returns:
+            The loss under its name, and ``acc_seg`` in percent.
+        """
+        criterion = plain_cross_entropy(self)
+        if criterion is None:
+            return super().loss_by_feat(seg_logits, batch_data_samples)
+        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
+        class_weight = criterion.class_weight
+        if class_weight is not None:
+            class_weight = torch.tensor(
+                class_weight,
+                dtype=torch.promote_types(seg_logits.dtype, torch.float32),
+                device=seg_logits.device,
+            )
+        total, correct = upsampled_cross_entropy(
+            seg_logits,
+            labels,
+            align_corners=self.align_corners,
+            ignore_index=self.ignore_index,
+            class_weight=class_weight,
+        )
+        valid = labels != self.ignore_index
+        count = valid.sum().to(total.dtype)
+        if class_weight is not None:
+            divisor = class_weight[labels[valid]].sum()
+        else:
+            divisor = count if criterion.avg_non_ignore else labels.numel()
+        eps = torch.finfo(torch.float32).eps  # as mmsegmentation guards its divisions
+        return {
+            criterion.loss_name: criterion.loss_weight * total / (divisor + eps),
+            'acc_seg': (100 * correct / (count + eps)).float().reshape(1),
+        }
+
+
+def plain_cross_entropy(head: nn.Module) -> CrossEntropyLoss | None:
+    """The head's loss, if it is the one that can be computed in strips."""
+    criterion = head.loss_decode
+    if isinstance(criterion, nn.ModuleList):
+        if len(criterion) != 1:
+            return None
+        criterion = criterion[0]
+    plain = (
+        head.sampler is None
+        and type(criterion) is CrossEntropyLoss
+        and not criterion.use_sigmoid
+        and not criterion.use_mask
+        and criterion.reduction == 'mean'
+    )
+    return criterion if plain else None

@@ -1,0 +1,166 @@
+"""Checkpoints are fetched from the web, once, and only as they should be."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from mmseg_twins.checkpoints.download import HASH, fetch
+from mmseg_twins.checkpoints.errors import ConversionError
+from mmseg_twins.cli.convert import main
+
+CONTENT = b'some weights' * 1000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    files: dict[str, bytes] = {}
+    requests: Counter = Counter()
+
+    def do_GET(self) -> None:  # noqa: N802, the name that http.server asks for
+        self.requests[self.path] += 1
+        content = self.files.get(self.path.split('?')[0])
+        if content is None:
+            self.send_error(404)
+            return
+        promised = len(content) + (100 if 'cut' in self.path else 0)
+        self.send_response(200)
+        self.send_header('Content-Length', str(promised))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args) -> None:
+        """Keeps what the tests print on stderr to the tests."""
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A server on this machine, and a cache of its own."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    monkeypatch.setenv('no_proxy', '*')
+    with HTTPServer(('127.0.0.1', 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        Handler.files, Handler.requests = {}, Counter()
+        yield f'http://127.0.0.1:{server.server_address[1]}'
+        server.shutdown()
+        thread.join()
+
+
+def cached(tmp_path: Path) -> list[str]:
+    folder = tmp_path / 'torch' / 'hub' / 'checkpoints'
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_file_lands_in_pytorchs_cache_once(server, tmp_path):
+    name = f'weights_20220308-{DIGEST[:8]}.pth'
+    Handler.files[f'/{name}'] = CONTENT
+
+    path = fetch(f'{server}/{name}?download=1', progress=False)
+    again = fetch(f'{server}/{name}?download=1', progress=False)
+
+    assert path == again == tmp_path / 'torch' / 'hub' / 'checkpoints' / name
+    assert path.read_bytes() == CONTENT
+    assert sum(Handler.requests.values()) == 1
+
+
+def test_earlier_download_with_another_hash_is_replaced(server, tmp_path):
+    name = f'weights-{DIGEST[:8]}.pth'
+    Handler.files[f'/{name}'] = CONTENT
+    fetch(f'{server}/{name}', progress=False).write_bytes(b'damaged')
+
+    assert fetch(f'{server}/{name}', progress=False).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ('name', 'digits'),
+    [
+        ('alt_gvt_small_20220308-7e1c3695.pth', '7e1c3695'),
+        ('resnet-20220308.pth', None),  # a date
+        ('twins-svt-b.pth', None),
+        ('model.safetensors', None),
+        (f'a-{DIGEST}.safetensors', DIGEST),
+    ],
+)
+def test_hash_is_told_from_other_parts_of_a_name(name, digits):
+    match = HASH.search(name)
+
+    assert (match[1] if match else None) == digits
+
+
+def test_converted_download_names_its_url(server, classifier, store, capsys):
+    digest = hashlib.sha256(classifier.read_bytes()).hexdigest()
+    Handler.files[f'/svt-{digest[:8]}.pth'] = classifier.read_bytes()
+    url = f'{server}/svt-{digest[:8]}.pth'
+
+    assert main([url, str(store)]) == 0
+
+    assert url in capsys.readouterr().out
+    assert store.exists()
+
+
+def refused(capsys, *arguments: object) -> str:
+    assert main([*map(str, arguments)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ''
+    assert err.count('\n') == 1, err
+    return err
+
+
+def test_wrong_hash_is_refused_and_not_kept(server, tmp_path, store, capsys):
+    Handler.files['/weights-0123456789.pth'] = CONTENT
+
+    sentence = refused(capsys, f'{server}/weights-0123456789.pth', store)
+
+    assert f'begins with {DIGEST[:10]}, expected 0123456789' in sentence
+    assert cached(tmp_path) == []
+    assert not store.exists()
+
+
+def test_download_that_breaks_off_is_refused_and_not_kept(
+    server, tmp_path, store, capsys
+):
+    Handler.files['/cut.pth'] = CONTENT
+
+    sentence = refused(capsys, f'{server}/cut.pth', store)
+
+    assert f'broke off after {len(CONTENT)} of {len(CONTENT) + 100} bytes' in sentence
+    assert cached(tmp_path) == []
+
+
+def test_missing_page_is_one_sentence(server, tmp_path, store, capsys):
+    sentence = refused(capsys, f'{server}/none.pth', store)
+
+    assert 'could not be downloaded (HTTP Error 404' in sentence
+    assert cached(tmp_path) == []
+
+
+def test_silent_host_is_one_sentence(server, store, capsys):
+    # Nothing listens on the port of a server that is closed again.
+    with HTTPServer(('127.0.0.1', 0), Handler) as closed:
+        port = closed.server_address[1]
+
+    sentence = refused(capsys, f'http://127.0.0.1:{port}/weights.pth', store)
+
+    assert 'could not be downloaded' in sentence
+
+
+@pytest.mark.parametrize(
+    'url',
+    [
+        'ftp://host/weights.pth',
+        'file:///etc/passwd',
+        's3://bucket/weights.pth',
+        'http://host/',
+        'http:///weights.pth',
+        'http://[::1/weights.pth',
+    ],
+)
+def test_only_http_is_fetched(url):
+    with pytest.raises(ConversionError, match='begins with http:// or https://'):
+        fetch(url)

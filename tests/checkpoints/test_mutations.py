@@ -1,0 +1,65 @@
+"""No file makes the readers of checkpoints do anything but convert it or say no."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from checkpoints.mutations import KINDS, USES, Seeds, judge, mutate
+
+QUICK = {'untouched': 1, 'zip bomb': 1}  # the others are quicker, and made thrice
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def seeds() -> Seeds:
+    return Seeds()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_mutated_checkpoints_are_refused_in_a_sentence_or_converted_right(
+    kind, seeds, tmp_path, monkeypatch
+):
+    uses = itertools.cycle(('predict', 'resume', 'convert'))
+    for number in range(QUICK.get(kind, 3)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)  # where hostile code would leave a file
+        suffix, content = mutate(kind, number, 0, seeds)
+        path = folder / f'source{suffix}'
+        path.write_bytes(content)
+
+        outcome, text = judge(USES[next(uses)], path)
+
+        assert outcome in ('refused', 'converted'), f'number {number}: {text}'
+
+
+@pytest.mark.parametrize('use', ['convert', 'predict'])
+def test_sound_checkpoints_of_other_looks_are_taken(use, seeds, tmp_path):
+    suffix, content = mutate('untouched', 1, 0, seeds)
+    path = tmp_path / f'source{suffix}'
+    path.write_bytes(content)
+
+    assert judge(USES[use], path) == ('converted', '')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_hundreds_of_mutations_each_in_a_process_with_limits():
+    done = subprocess.run(
+        [
+            sys.executable, '-m', 'checkpoints.mutations',
+            '--number', '180', '--seed', '2', '--whole', '5',
+        ],
+        env={**os.environ, 'PYTHONPATH': str(TESTS)},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert '| all | 540 |' in done.stdout

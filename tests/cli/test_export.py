@@ -1,0 +1,182 @@
+"""``tools/export_onnx.py``: what it writes, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmseg_twins.apis.export import prepare, tracing
+from mmseg_twins.apis.export.building import build_segmentor
+from mmseg_twins.apis.export.checking import compare, load_onnx, predict_logits
+from mmseg_twins.apis.export.segmentor import example_image
+from mmseg_twins.cli import export as cli
+from mmseg_twins.cli.export import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config_text) -> Path:
+    """A folder with the config of a segmentor of two stages, to work in."""
+    (tmp_path / 'small.py').write_text(config_text(stages=2, depths=(1, 1)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def deploy() -> None:
+    for name in tracing.DEPLOY_PACKAGES:
+        pytest.importorskip(name, reason='comes with the extra `deploy`')
+
+
+def save_checkpoint(path: str, change=lambda name: name) -> None:
+    """Random weights of the small config, with an auxiliary head's beside them."""
+    segmentor = build_segmentor(Config.fromfile('small.py'), 'none')
+    with torch.no_grad():
+        for parameter in segmentor.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    state = {change(name): value for name, value in segmentor.state_dict().items()}
+    state['auxiliary_head.conv_seg.weight'] = torch.zeros(5, 8, 1, 1)
+    torch.save(dict(state_dict=state, meta={}), path)
+
+
+@pytest.mark.usefixtures('deploy')
+def test_one_dynamic_file_is_right_at_every_size(folder: Path, capsys):
+    import onnx
+
+    save_checkpoint('weights.pth')
+    assert main('small.py weights.pth out.onnx --dynamic --size 96 64'.split()) == 0
+
+    segmentor = build_segmentor(Config.fromfile('small.py'), 'weights.pth')
+    form = prepare(segmentor)
+    predict = load_onnx(folder / 'out.onnx', threads=1)
+    for size in [(1, 64, 64), (3, 224, 96), (1, 448, 512), (2, 61, 75), (1, 32, 33)]:
+        difference = compare(predict, segmentor, form, size)
+        assert difference.largest > 0.1
+        assert difference.difference < 1e-4 * difference.largest, size
+    model = onnx.load('out.onnx')
+    shape = model.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in shape] == [
+        'batch', 3, 'height', 'width',
+    ]  # fmt: skip
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata['mean']) == pytest.approx([123.675, 116.28, 103.53])
+    assert json.loads(metadata['classes'])[:2] == ['wall', 'building']
+    assert len(json.loads(metadata['palette'])) == 150
+    assert sorted(p.name for p in folder.iterdir()) == [
+        'out.onnx', 'small.py', 'weights.pth',
+    ]  # fmt: skip
+    assert '3 x 96x160' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('deploy')
+def test_classes_of_bytes_are_those_of_the_segmentor(folder: Path):
+    save_checkpoint('weights.pth')
+    arguments = 'small.py weights.pth out.onnx --size 64 96 --output classes'
+    assert main([*arguments.split(), '--embed-preprocessing']) == 0
+
+    segmentor = build_segmentor(Config.fromfile('small.py'), 'weights.pth')
+    form = prepare(segmentor, embed_preprocessing=True)
+    image = example_image(form, 1, 64, 96)
+    classes = load_onnx(folder / 'out.onnx')(image)
+
+    expected = predict_logits(segmentor, form, image).argmax(1)
+    assert classes.dtype == torch.int64 and len(expected.unique()) > 1
+    assert (classes == expected).double().mean() > 0.999
+
+
+@pytest.mark.slow
+def test_a_program_is_right_at_its_size(folder: Path, capsys):
+    assert main('small.py none out.pt2 --size 64 96 --latency'.split()) == 0
+
+    module = torch.export.load('out.pt2').module()
+    assert module(torch.zeros(1, 3, 64, 96)).shape == (1, 5, 64, 96)
+    printed = capsys.readouterr().out
+    assert 'weights: random' in printed and 'median ms' in printed
+
+
+def test_nothing_is_written_where_the_check_fails(folder: Path, monkeypatch, capsys):
+    (folder / 'out.pt2').write_bytes(b'earlier')
+    # The file of another program: everything is of class 0.
+    zeros = torch.zeros(1, 5, 64, 64)
+    monkeypatch.setattr(cli, 'trace', lambda *args, **kwargs: None)
+    monkeypatch.setattr(cli, 'write_program', lambda *args: args[1].write_bytes(b'new'))
+    monkeypatch.setattr(cli, 'load_program', lambda path: lambda image: zeros)
+
+    with pytest.raises(SystemExit) as stop:
+        main('small.py none out.pt2 --size 64 64 --force'.split())
+
+    assert stop.value.code == 1
+    assert 'differs from the segmentor at 1 of 1 sizes' in capsys.readouterr().err
+    assert (folder / 'out.pt2').read_bytes() == b'earlier'
+    assert sorted(p.name for p in folder.iterdir()) == ['out.pt2', 'small.py']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ('small.py none no/out.pt2', 'there is no folder no; make it first'),
+        ('small.py none .', '. is a folder; give the name of a file'),
+        ('small.py none out.pth', 'ends in none of .onnx and .pt2'),
+        ('small.py none taken.pt2', 'exists already; --force replaces it'),
+        ('small.py none out.pt2 --size 64 0', '--size: 64 0; both sides need at'),
+        ('small.py none out.pt2 --batch-size 0', '--batch-size: 0; give 1 or more'),
+        ('small.py none out.pt2 --opset 18', 'only ONNX has opsets'),
+        ('small.py no.pth out.pt2', "checkpoint: 'no.pth' does not exist"),
+        ('small.py small.py out.pt2', "checkpoint: 'small.py' is no file of PyTorch"),
+        ('no.py none out.pt2', "config: 'no.py' does not exist; did you mean small.py"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(
+    folder: Path, capsys, arguments: str, message: str
+):
+    (folder / 'taken.pt2').write_bytes(b'earlier')
+    before = sorted(folder.rglob('*'))
+
+    with pytest.raises(SystemExit) as stop:
+        main(arguments.split())
+
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error and error.count('\n') == 1
+    assert sorted(folder.rglob('*')) == before
+    assert (folder / 'taken.pt2').read_bytes() == b'earlier'
+
+
+def test_a_checkpoint_of_another_model_is_refused(folder: Path, capsys):
+    save_checkpoint('other.pth', lambda name: name.replace('norm_list', 'norms'))
+
+    with pytest.raises(SystemExit) as stop:
+        main('small.py other.pth out.pt2'.split())
+
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count('\n') == 1
+    assert "'backbone.norm_list.0.weight', is missing in the checkpoint" in error
+
+
+def test_missing_packages_are_named_with_their_extra(folder: Path, monkeypatch, capsys):
+    monkeypatch.setattr(tracing, 'DEPLOY_PACKAGES', ('onnx_of_nobody',))
+
+    with pytest.raises(SystemExit) as stop:
+        main('small.py none out.onnx'.split())
+
+    assert stop.value.code == 2
+    assert 'onnx_of_nobody, which the extra `deploy` brings' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('deploy')
+@pytest.mark.parametrize('family', ['pcpvt', 'svt'])
+def test_a_whole_recipe_exports(tmp_path: Path, family: str, capsys):
+    config = ROOT / f'configs/twins_{family}-s_fpn_fpnhead_8x4_512x512_80k_ade20k.py'
+    out = tmp_path / 'out.onnx'
+
+    assert (
+        main([str(config), 'none', str(out), '--dynamic', '--size', '256', '256']) == 0
+    )
+    assert 'WRONG' not in capsys.readouterr().out

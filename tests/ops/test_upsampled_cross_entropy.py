@@ -1,0 +1,93 @@
+"""Cross entropy in strips of rows, against the plain expression."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmseg_twins.ops.upsampled_cross_entropy import upsampled_cross_entropy
+
+corners = pytest.mark.parametrize('align_corners', [False, True])
+# Logits and labels: several strips, a ragged last one, one pixel, shrinking.
+SIZES = [
+    ((16, 16), (64, 64)),
+    ((23, 31), (91, 123)),
+    ((1, 1), (5, 7)),
+    ((9, 9), (4, 5)),
+]
+
+
+def case(small, large, classes=5, ignored=True):
+    logits = 3 * torch.randn(2, classes, *small, dtype=torch.float64)
+    labels = torch.randint(0, classes, (2, *large))
+    if ignored:
+        labels[:, 1::3] = 255
+    return logits.requires_grad_(), labels
+
+
+def plain(logits, labels, align_corners, class_weight=None):
+    up = F.interpolate(
+        logits, labels.shape[1:], mode='bilinear', align_corners=align_corners
+    )
+    loss = F.cross_entropy(
+        up, labels, weight=class_weight, ignore_index=255, reduction='sum'
+    )
+    return loss, ((up.argmax(1) == labels) & (labels != 255)).sum()
+
+
+@corners
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize(('small', 'large'), SIZES)
+def test_loss_gradient_and_hits_equal_the_plain_ones(
+    small, large, weighted, align_corners
+):
+    logits, labels = case(small, large)
+    weight = torch.tensor([1.0, 2, 0, 3, 0.5]).double() if weighted else None
+    loss, hits = upsampled_cross_entropy(
+        logits, labels, align_corners=align_corners, class_weight=weight
+    )
+    expected, expected_hits = plain(logits, labels, align_corners, weight)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    assert hits == expected_hits
+    # Scaled, as a loss weight or AMP's loss scale does.
+    (got,) = torch.autograd.grad(0.4 * loss, logits)
+    (want,) = torch.autograd.grad(0.4 * expected, logits)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_all_pixels_ignored_is_a_loss_of_zero():
+    logits, labels = case((4, 4), (8, 8))
+    loss, hits = upsampled_cross_entropy(
+        logits, torch.full_like(labels, 255), align_corners=False
+    )
+    loss.backward()
+    assert loss == 0 and hits == 0 and not logits.grad.any()
+
+
+def test_large_logits_do_not_overflow():
+    logits, labels = case((4, 4), (8, 8), ignored=False)
+    loss, _ = upsampled_cross_entropy(1e4 * logits, labels, align_corners=False)
+    expected, _ = plain(1e4 * logits, labels, False)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+
+
+def test_bf16_logits_are_computed_with_in_float32():
+    logits, labels = case((16, 16), (64, 64))
+    half = logits.detach().bfloat16().requires_grad_()
+    with torch.autocast('cpu', torch.bfloat16):
+        loss, _ = upsampled_cross_entropy(half, labels, align_corners=False)
+    loss.backward()
+    expected, _ = plain(half.detach().double(), labels, False)
+    assert loss.dtype == torch.float32 and half.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_only_low_resolution_tensors_are_kept_for_the_backward_pass():
+    logits, labels = case((16, 16), (128, 128))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
+    ):
+        upsampled_cross_entropy(logits, labels, align_corners=False)
+    assert kept and max(kept) <= logits.numel()
