@@ -1,6 +1,6 @@
 _base_ = './_base_/twins_uperhead_160k_ade20k.py'
 
-checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/pcpvt_base_20220308-0621964c.pth'  # noqa: E501
+checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/pcpvt_base_20220308-0621964c.pth'
 
 model = dict(
     backbone=dict(

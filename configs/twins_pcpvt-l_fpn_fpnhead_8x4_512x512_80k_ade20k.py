@@ -1,6 +1,6 @@
 _base_ = './_base_/twins_fpnhead_80k_ade20k.py'
 
-checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/pcpvt_large_20220308-37579dc6.pth'  # noqa: E501
+checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/pcpvt_large_20220308-37579dc6.pth'
 
 model = dict(
     backbone=dict(

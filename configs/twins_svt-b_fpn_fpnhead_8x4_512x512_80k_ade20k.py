@@ -1,6 +1,6 @@
 _base_ = './_base_/twins_fpnhead_80k_ade20k.py'
 
-checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/alt_gvt_base_20220308-1b7eb711.pth'  # noqa: E501
+checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/alt_gvt_base_20220308-1b7eb711.pth'
 
 model = dict(
     backbone=dict(

@@ -1,6 +1,6 @@
 _base_ = '../_base_/twins_fpnhead_80k_cityscapes.py'
 
-checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/pcpvt_small_20220308-e638c41c.pth'  # noqa: E501
+checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/pcpvt_small_20220308-e638c41c.pth'
 
 model = dict(
     backbone=dict(

@@ -1,6 +1,6 @@
 _base_ = '../_base_/twins_uperhead_160k_cityscapes.py'
 
-checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/alt_gvt_small_20220308-7e1c3695.pth'  # noqa: E501
+checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/alt_gvt_small_20220308-7e1c3695.pth'
 
 model = dict(
     backbone=dict(

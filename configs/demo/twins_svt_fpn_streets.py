@@ -5,9 +5,7 @@ takes a few minutes on two CPU cores.
 """
 
 _base_ = ['mmseg::_base_/default_runtime.py']
-custom_imports = dict(
-    imports=['mmseg_twins', 'streets'], allow_failed_imports=False
-)
+custom_imports = dict(imports=['mmseg_twins', 'streets'], allow_failed_imports=False)
 randomness = dict(seed=0)
 
 data_root = 'work_dirs/quickstart/data'

@@ -10,7 +10,7 @@ custom_imports = dict(
     _delete_=True, imports=['mmseg_twins', 'mmdet.models'], allow_failed_imports=False
 )
 
-checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/alt_gvt_small_20220308-7e1c3695.pth'  # noqa: E501
+checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/alt_gvt_small_20220308-7e1c3695.pth'
 
 depths = [2, 2, 10, 4]
 model = dict(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reference import deterministic_tensor, generator
+from builders import deterministic_tensor, generator
 
 DATA = Path(__file__).parents[1] / 'data'
 RECORDED = json.loads((DATA / 'layouts.json').read_text())

@@ -22,7 +22,7 @@ class Handler(BaseHTTPRequestHandler):
     files: dict[str, bytes] = {}
     requests: Counter = Counter()
 
-    def do_GET(self) -> None:  # noqa: N802, the name that http.server asks for
+    def do_GET(self) -> None:
         self.requests[self.path] += 1
         content = self.files.get(self.path.split('?')[0])
         if content is None:

@@ -14,10 +14,10 @@ import torch
 from mmengine.config import Config
 from mmseg.registry import MODELS
 
+from builders import deterministic_image, recorded_features, sampled
 from checkpoints.layouts import DATA, recorded_state, shapes_of
 from mmseg_twins.checkpoints.conversion import convert_state_dict
 from mmseg_twins.models.backbones import PCPVT, SVT
-from reference import deterministic_image, recorded_features, sampled
 
 CONFIGS = DATA.parents[1] / 'configs'
 CASES = [

@@ -49,7 +49,10 @@ def test_one_dynamic_file_is_right_at_every_size(folder: Path, capsys):
     import onnx
 
     save_checkpoint('weights.pth')
-    assert main('small.py weights.pth out.onnx --dynamic --size 96 64'.split()) == 0
+    assert (
+        main(['small.py', 'weights.pth', 'out.onnx', '--dynamic', '--size', '96', '64'])
+        == 0
+    )
 
     segmentor = build_segmentor(Config.fromfile('small.py'), 'weights.pth')
     form = prepare(segmentor)
@@ -92,7 +95,7 @@ def test_classes_of_bytes_are_those_of_the_segmentor(folder: Path):
 
 @pytest.mark.slow
 def test_a_program_is_right_at_its_size(folder: Path, capsys):
-    assert main('small.py none out.pt2 --size 64 96 --latency'.split()) == 0
+    assert main(['small.py', 'none', 'out.pt2', '--size', '64', '96', '--latency']) == 0
 
     module = torch.export.load('out.pt2').module()
     assert module(torch.zeros(1, 3, 64, 96)).shape == (1, 5, 64, 96)
@@ -109,7 +112,7 @@ def test_nothing_is_written_where_the_check_fails(folder: Path, monkeypatch, cap
     monkeypatch.setattr(cli, 'load_program', lambda path: lambda image: zeros)
 
     with pytest.raises(SystemExit) as stop:
-        main('small.py none out.pt2 --size 64 64 --force'.split())
+        main(['small.py', 'none', 'out.pt2', '--size', '64', '64', '--force'])
 
     assert stop.value.code == 1
     assert 'differs from the segmentor at 1 of 1 sizes' in capsys.readouterr().err
@@ -152,7 +155,7 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, capsys):
     save_checkpoint('other.pth', lambda name: name.replace('norm_list', 'norms'))
 
     with pytest.raises(SystemExit) as stop:
-        main('small.py other.pth out.pt2'.split())
+        main(['small.py', 'other.pth', 'out.pt2'])
 
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count('\n') == 1
@@ -163,7 +166,7 @@ def test_missing_packages_are_named_with_their_extra(folder: Path, monkeypatch, 
     monkeypatch.setattr(tracing, 'DEPLOY_PACKAGES', ('onnx_of_nobody',))
 
     with pytest.raises(SystemExit) as stop:
-        main('small.py none out.onnx'.split())
+        main(['small.py', 'none', 'out.onnx'])
 
     assert stop.value.code == 2
     assert 'onnx_of_nobody, which the extra `deploy` brings' in capsys.readouterr().err

@@ -16,8 +16,8 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from builders import run_in_two
 from mmseg_twins.cli import common as cli
-from two_processes import run_in_two
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / 'configs/twins_svt-s_fpn_fpnhead_8x4_512x512_80k_ade20k.py'

@@ -14,8 +14,7 @@ from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 from streets.folder import write_scenes
 
-from small_demo import small_demo
-from two_processes import run_in_two
+from builders import run_in_two, small_demo
 
 SHARDED = dict(
     runner_type='FlexibleRunner',

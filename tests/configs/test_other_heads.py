@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 from torch import nn
 
-from tiny import TINY, tiny
+from builders import TINY, tiny
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 MASK2FORMER = 'heads/twins_svt-s_mask2former_8x2_512x512_160k_ade20k'

@@ -7,7 +7,7 @@ import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from tiny import tiny
+from builders import tiny
 
 OPTIMIZER = dict(type='SGD', lr=0.1)
 

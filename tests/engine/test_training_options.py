@@ -18,11 +18,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from streets.folder import write_scenes
 
+from builders import run_in_two, small_demo, tiny
 from mmseg_twins.cli import common as cli
 from mmseg_twins.engine.compile_hook import CompileHook, forward_by_mode
-from small_demo import small_demo
-from tiny import tiny
-from two_processes import run_in_two
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = ROOT / 'configs/_base_/options'

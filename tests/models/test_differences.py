@@ -12,7 +12,7 @@ from mmengine.hub import get_config
 from mmseg.models.backbones import twins as builtin
 from streets import padding_mask
 
-from tiny import TINY, tiny
+from builders import TINY, tiny
 
 WINDOWS = dict(windiow_sizes=(7, 7, 7, 7))
 

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from streets.folder import write_scenes
 
-from small_demo import small_demo
+from builders import small_demo
 
 Train = Callable[..., Runner]
 

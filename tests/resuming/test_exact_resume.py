@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from streets.dataset import StreetsDataset
 from torch.utils.data import BatchSampler
 
+from builders import run_in_two
 from mmseg_twins.engine.batches import (
     NumberedBatches,
     NumberedIndex,
@@ -22,7 +23,6 @@ from mmseg_twins.engine.batches import (
     SeededDataset,
     seed_generators,
 )
-from two_processes import run_in_two
 
 ROOT = Path(__file__).parents[2]
 

@@ -327,7 +327,9 @@ def test_wrong_arguments_get_one_sentence(folder, monkeypatch, capsys, command, 
     Path('there.png').write_text('keep')
     monkeypatch.setattr(sys, 'argv', ['check_dataset.py', *command.split()])
     with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(ROOT / 'tools/analysis_tools/check_dataset.py'), run_name='__main__')
+        runpy.run_path(
+            str(ROOT / 'tools/analysis_tools/check_dataset.py'), run_name='__main__'
+        )
     assert exit_.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith('check_dataset.py: error: ') and said in error

@@ -420,7 +420,17 @@ def test_an_image_that_does_not_fit_is_a_row_and_no_crash(endings, capsys):
     assert 'out of memory: the system ended the process' in out
     assert 'above limit: more than 100 MB' in out
     (row,) = [line for line in out.splitlines() if '100x75' in line]
-    assert row.split()[2:] == '100x75 0.0075 whole 1 1,000 133,333 0.5 66.7 ok'.split()
+    assert row.split()[2:] == [
+        '100x75',
+        '0.0075',
+        'whole',
+        '1',
+        '1,000',
+        '133,333',
+        '0.5',
+        '66.7',
+        'ok',
+    ]
     assert '[3/3] svt-s uperhead, 100x75, whole' in err
 
 
@@ -457,7 +467,9 @@ def test_files_are_written(endings, tmp_path, capsys):
     ]
     assert content['results'][2]['windows'] == 4
     assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
-    assert capsys.readouterr().out.startswith('```console\npython tools/analysis_tools/pressure.py')
+    assert capsys.readouterr().out.startswith(
+        '```console\npython tools/analysis_tools/pressure.py'
+    )
 
 
 @LINUX

@@ -141,7 +141,7 @@ def check_imports(facts: Facts) -> Iterator[Problem]:
     for module in BASES:
         error = facts.errors.get(module)
         # That torch is missing, or torchvision of another one, is said by others.
-        if error is None or module == 'torchvision' and any(check_torchvision(facts)):
+        if error is None or (module == 'torchvision' and any(check_torchvision(facts))):
             continue
         name = next(
             (name for name in facts.versions if name.startswith('opencv')),

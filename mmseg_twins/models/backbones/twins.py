@@ -74,7 +74,7 @@ class Twins(BaseModule):
         arch: str | None = None,
         in_channels: int = 3,
         out_indices: Sequence[int] | None = None,
-        norm_cfg: Mapping = dict(type='LN'),  # noqa: B006, never written to
+        norm_cfg: Mapping = dict(type='LN'),
         norm_after_stage: bool = False,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,

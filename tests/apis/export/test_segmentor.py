@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from builders import tiny
 from mmseg_twins.apis.export import prepare
 from mmseg_twins.apis.export.backbone import attend_locally, run_backbone
 from mmseg_twins.apis.export.checking import predict_logits
 from mmseg_twins.apis.export.grids import cover_with_windows
 from mmseg_twins.apis.export.segmentor import example_image
 from mmseg_twins.models.backbones.attention import LSA
-from tiny import tiny
 
 HEADS = ['mmseg_twins.UPerHead', 'UPerHead', 'mmseg_twins.FPNHead', 'FPNHead']
 SIZES = [(64, 64), (224, 224), (96, 256), (65, 33), (100, 131)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from builders import FAMILIES, tiny
 from mmseg_twins.models.backbones import PCPVT, SVT
-from tiny import FAMILIES, tiny
 
 
 @pytest.mark.parametrize('family', FAMILIES.values())

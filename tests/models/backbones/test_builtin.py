@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from mmseg.models.backbones import twins as builtin
 
-from tiny import FAMILIES, TINY, tiny
+from builders import FAMILIES, TINY, tiny
 
 CONFIGS = [
     'pcpvt-s_uperhead_8xb4', 'pcpvt-b_uperhead_8xb2', 'pcpvt-l_uperhead_8xb2',

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tiny import tiny
+from builders import tiny
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmseg_twins.models.backbones import PCPVT, SVT
-from reference import (
+from builders import (
     deterministic_image,
     deterministic_state,
     recorded_features,
     sampled,
 )
+from mmseg_twins.models.backbones import PCPVT, SVT
 
 ARCHS = {'s': 'small', 'b': 'base', 'l': 'large'}
 VARIANTS = [f'{family}-{size}' for family in ('pcpvt', 'svt') for size in ARCHS]

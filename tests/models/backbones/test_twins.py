@@ -9,8 +9,8 @@ import torch
 from mmcv.cnn.bricks.drop import DropPath
 from packaging.version import Version
 
+from builders import FAMILIES, tiny
 from mmseg_twins.models.backbones import SVT
-from tiny import FAMILIES, tiny
 
 both = pytest.mark.parametrize('family', FAMILIES)
 

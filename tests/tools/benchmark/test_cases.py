@@ -8,7 +8,7 @@ from benchmarking import BenchmarkError, Case, expand
 from benchmarking.cases import CHECK_SIZE, builtin_mask_is_right
 from mmseg.models.backbones import twins as builtin
 
-from tiny import TINY, tiny
+from builders import TINY, tiny
 
 
 def test_every_combination_is_a_case():

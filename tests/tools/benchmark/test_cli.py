@@ -53,7 +53,9 @@ def test_all_stands_for_every_variant(measured, capsys):
     run('--variants', 'all', '--heads', 'none', '--sizes', '64', '--markdown')
     out = capsys.readouterr().out
     assert out.count('| package ') == 6
-    assert out.startswith('```bash\npython tools/analysis_tools/benchmark.py --device cpu --variants')
+    assert out.startswith(
+        '```bash\npython tools/analysis_tools/benchmark.py --device cpu --variants'
+    )
 
 
 def test_files_are_written(measured, tmp_path):
@@ -164,7 +166,12 @@ def test_speed_of_a_matrix_product_is_measured(dtype):
 @pytest.mark.slow
 def test_the_tool_measures(tmp_path):
     path = tmp_path / 'a.json'
-    command = [sys.executable, str(ROOT / 'tools/analysis_tools/benchmark.py'), '--device', 'cpu']
+    command = [
+        sys.executable,
+        str(ROOT / 'tools/analysis_tools/benchmark.py'),
+        '--device',
+        'cpu',
+    ]
     command += ['--variants', 'svt-s', '--heads', 'fpn', '--modes', 'train']
     command += ['--sizes', '64x96', '--runs', '2', '--warmup', '1', '--threads', '1']
     done = subprocess.run(

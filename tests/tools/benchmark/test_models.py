@@ -51,7 +51,10 @@ def test_the_sides_are_the_packages_and_mmsegmentations():
         type(models.build_model(name, case)[0]).__module__
         for name in (PACKAGE, BUILTIN)
     ]
-    assert modules == ['mmseg_twins.models.backbones.twins', 'mmseg.models.backbones.twins']
+    assert modules == [
+        'mmseg_twins.models.backbones.twins',
+        'mmseg.models.backbones.twins',
+    ]
 
 
 @pytest.mark.usefixtures('small_models')

@@ -1,25 +1,81 @@
-"""Deterministic weights and images, and what the official code makes of them.
+"""What tests build: tiny backbones, the demo made small, the reference's weights.
 
-``tests/data/features`` holds, for six variants and several image sizes, what the
-official segmentation backbone (Meituan-AutoML/Twins, ``segmentation/gvt.py``)
-returns in float64 with padding never attended to: per stage the shape, mean,
-standard deviation and 64 values at evenly spaced places. The weights are a pure
-function of each parameter's official name and its shape, so that both sides have
-the same without a checkpoint.
+The recorded facts are in ``tests/data``: ``features`` holds what the official
+segmentation backbone (Meituan-AutoML/Twins, ``segmentation/gvt.py``) returns in
+float64 with padding never attended to, for six variants and several image sizes: per
+stage the shape, mean, standard deviation and 64 values at evenly spaced places. The
+weights are a pure function of each parameter's official name and shape, so that both
+sides have the same without a checkpoint.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from torch import Tensor
+
+from mmseg_twins.models.backbones import PCPVT, SVT
+
+FAMILIES = {'PCPVT': PCPVT, 'SVT': SVT}
+TINY = dict(
+    embed_dims=(8, 16, 24, 32),
+    num_heads=(1, 2, 3, 4),
+    mlp_ratios=(4, 4, 2, 2),
+    depths=(2, 2, 3, 2),
+    sr_ratios=(8, 4, 2, 1),
+    qkv_bias=True,
+)
+
+
+def tiny(family: str, **kwargs) -> PCPVT | SVT:
+    """A float64 backbone of a few thousand parameters, none of them at a special value.
+
+    Normalizations start at 1 and biases at 0, which would hide mistakes.
+    """
+    if family == 'SVT':
+        kwargs = {'window_sizes': (7, 7, 7, 7), **kwargs}
+    backbone = FAMILIES[family](**{**TINY, **kwargs}).double()
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return backbone
+
+
+WIDTHS = [8, 16, 24, 32]
+
+
+def small_demo(scenes: Path) -> Config:
+    """The demo's config, narrow, on the scenes of a folder, loaded in this process.
+
+    Args:
+        scenes: what :func:`streets.folder.write_scenes` wrote.
+    """
+    cfg = Config.fromfile(ROOT / 'configs/demo/twins_svt_fpn_streets.py')
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(num_workers=0, persistent_workers=False, batch_size=2)
+        loader.dataset.data_root = str(scenes.absolute())
+    cfg.merge_from_dict(
+        {
+            'model.backbone.embed_dims': WIDTHS,
+            'model.neck': dict(in_channels=WIDTHS, out_channels=8),
+            'model.decode_head': dict(in_channels=[8] * 4, channels=8),
+            'default_hooks.logger.interval': 1,
+            'log_level': 'ERROR',
+        }
+    )
+    return cfg
+
 
 FEATURES = Path(__file__).parent / 'data' / 'features'
 SAMPLES = 64
@@ -99,3 +155,32 @@ def sampled(feature: Tensor) -> Tensor:
     """A map's values at the recorded places."""
     places = np.unique(np.linspace(0, feature.numel() - 1, SAMPLES).astype(np.int64))
     return feature.reshape(-1)[torch.from_numpy(places)]
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_in_two(tool: str, *arguments: str, folder: Path) -> None:
+    """Runs a script of ``tools`` in two processes that share its work.
+
+    Args:
+        tool: the script's name, such as ``train.py``.
+        arguments: the script's.
+        folder: where relative paths begin.
+
+    Raises:
+        subprocess.CalledProcessError: It failed; what it wrote is shown by pytest.
+    """
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    torchrun += ['--nproc-per-node', '2']
+    environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    earlier = os.environ.get('PYTHONPATH')
+    environment['PYTHONPATH'] = os.pathsep.join(filter(None, (str(ROOT), earlier)))
+    environment.pop('LOCAL_RANK', None)
+    subprocess.run(
+        [*torchrun, str(ROOT / 'tools' / tool), *arguments],
+        cwd=folder,
+        env=environment,
+        check=True,
+        timeout=300,
+    )
