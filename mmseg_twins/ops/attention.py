@@ -1,10 +1,11 @@
-"""Attention of queries to keys and values, by the fastest of three ways.
+"""Attention of queries to keys and values.
 
-``scaled_dot_product_attention`` is fused, and the way for all but one case: training
-in half precision on a CPU. There the fused kernel's backward pass (PyTorch 2.13) takes
-up to six times as long as plain products and a softmax, most of all for windows. Where
-the attention weights are many they are not kept, but computed again in the backward
-pass, a chunk of queries at a time, as the fused kernel does it.
+``scaled_dot_product_attention`` is fused, and the portable version. On a CPU there is
+one case in which it is slow: training in half precision, where the fused kernel's
+backward pass (PyTorch 2.13) takes up to six times as long as plain products and a
+softmax, most of all for windows. Where the attention weights are many, the CPU version
+does not keep them; it computes them again in the backward pass, a chunk of queries at
+a time, as the fused kernel does.
 
 For a gradient ``dy`` of ``y = W v`` with ``W = softmax(q k')``, each chunk of queries
 adds its part to::
@@ -17,8 +18,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from .differentiation import differentiable_gradients
+from .tracing import is_traced, is_transformed
 
 # Attention weights of a head, up to which keeping them for the backward pass is cheap.
 SMALL_ATTENTION = 2**16
@@ -26,45 +29,58 @@ SMALL_ATTENTION = 2**16
 CHUNK = 2**22
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout_rate: float) -> Tensor:
-    """Attention of queries to keys and values.
+def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Compute attention as products and a softmax, differentiable any number of times.
 
-    Args:
-        q: queries, (B, heads, L, C / heads).
-        k: keys, (B, heads, M, C / heads).
-        v: values, of the keys' shape.
-        dropout_rate: share of attention weights that are dropped.
-
-    Returns:
-        (B, heads, L, C / heads).
+    Tensors are as in :func:`mmseg_twins.ops.attention`.
     """
-    if is_half_precision_training(q):
-        if q.shape[2] * k.shape[2] <= SMALL_ATTENTION:
-            weights = (scaled(q) @ k.transpose(-2, -1)).softmax(-1)
-            return F.dropout(weights, dropout_rate) @ v
-        if not dropout_rate:
-            return _ChunkedAttention.apply(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_rate)
-
-
-def is_half_precision_training(q: Tensor) -> bool:
-    """Whether the fused kernel is the slower way for these queries."""
-    return (
-        q.device.type == 'cpu'
-        and q.dtype in (torch.bfloat16, torch.float16)
-        and q.requires_grad
-        and not torch.compiler.is_compiling()
-    )
+    return (scaled(q) @ k.transpose(-2, -1)).softmax(-1) @ v
 
 
 def scaled(x: Tensor) -> Tensor:
-    """Queries or keys over the root of their length."""
+    """Divide queries or keys by the root of their length."""
     return x * x.shape[-1] ** -0.5
 
 
-class _ChunkedAttention(torch.autograd.Function):
-    """Tensors as in :func:`attend`; keeps q, k and v."""
+def portable(q: Tensor, k: Tensor, v: Tensor, dropout_rate: float) -> Tensor:
+    """Compute :func:`plain` with dropout, by PyTorch's fastest kernel."""
+    if not torch.compiler.is_compiling() and is_transformed() and not dropout_rate:
+        return plain(q, k, v)  # fused kernels have no second derivative
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_rate)
+    if out.requires_grad and not dropout_rate and not is_traced():
+        node = out.grad_fn
+        if node is not None and node.name().startswith('ScaledDotProduct'):
+            node.register_hook(_differentiate_plainly)
+    return out
 
+
+def _differentiate_plainly(gradients: tuple, gradients_of_results: tuple):
+    """Replace the gradients of a fused kernel where they are to be differentiated."""
+    if not torch.is_grad_enabled():
+        return None
+    node = torch._C._current_autograd_node()
+    inputs = (node._saved_query, node._saved_key, node._saved_value)
+    new = differentiable_gradients(plain, inputs, gradients_of_results[0])
+    return (*new, *gradients[len(new) :])
+
+
+def is_faster_on_cpu(q: Tensor, k: Tensor, dropout_rate: float) -> bool:
+    """Return whether the CPU version is faster, and supports the dropout."""
+    return (
+        q.dtype in (torch.bfloat16, torch.float16)
+        and q.requires_grad
+        and not dropout_rate
+    )
+
+
+def on_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Compute :func:`plain` without keeping large attention weights."""
+    if q.shape[2] * k.shape[2] <= SMALL_ATTENTION:
+        return plain(q, k, v)
+    return _ChunkedAttention.apply(q, k, v)
+
+
+class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v):
         ctx.save_for_backward(q, k, v)
@@ -76,12 +92,14 @@ class _ChunkedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
         q, k, v = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return differentiable_gradients(plain, (q, k, v), dy)
         dq = empty_tokens(q)
-        # Sums over chunks are kept in float32.
-        dk, dv = (torch.zeros_like(x, dtype=torch.float32) for x in (k, v))
+        # Sums over chunks are kept in float32 at least.
+        dtype = torch.promote_types(k.dtype, torch.float32)
+        dk, dv = (torch.zeros_like(x, dtype=dtype) for x in (k, v))
         rows = rows_of_chunk(k)
         keys, values = scaled(k).contiguous(), v.transpose(-2, -1).contiguous()
         keys_t = keys.transpose(-2, -1).contiguous()
@@ -98,13 +116,13 @@ class _ChunkedAttention(torch.autograd.Function):
 
 
 def rows_of_chunk(k: Tensor) -> int:
-    """Queries in a chunk, given the keys."""
+    """Return how many queries a chunk has, given the keys."""
     b, heads, length, _ = k.shape
     return max(CHUNK // (b * heads * length * k.itemsize), 1)
 
 
 def empty_tokens(like: Tensor) -> Tensor:
-    """(B, heads, L, d), in memory (B, L, heads, d), as tokens are."""
+    """Return (B, heads, L, d), in memory (B, L, heads, d), as tokens are."""
     return torch.empty_like(
         like.transpose(1, 2), memory_format=torch.contiguous_format
     ).transpose(1, 2)

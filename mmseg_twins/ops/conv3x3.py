@@ -1,4 +1,4 @@
-r"""3x3 convolution by Winograd's minimal filtering, F(2x2, 3x3), on a CPU.
+r"""3x3 convolution, on a CPU by Winograd's minimal filtering, F(2x2, 3x3).
 
 Two neighbouring results of a 1D convolution with three taps take six multiplications;
 Winograd's algorithm takes four (Lavin and Gray, "Fast Algorithms for Convolutional
@@ -16,7 +16,8 @@ The gradient with respect to the input is a convolution again, with the kernel t
 around and its channels transposed. That with respect to the kernel is the expression
 above read backwards: ``G' [sum over tiles of (A d_result A') * (B' d B)] G``.
 
-Maps are gone through in strips of tiles, whose transforms stay in the cache.
+The CPU version goes through maps in strips of tiles, whose transforms stay in the
+cache.
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch import Tensor
 from torch.nn import functional as F
 
-from ..registry import MODELS
+from .differentiation import differentiable_gradients
 
 # Bytes of a strip's transformed tiles.
 STRIP = 2**23
@@ -36,67 +36,55 @@ STRIP = 2**23
 MIN_CHANNELS = 128
 MIN_PIXELS = 32 * 32
 
-# What heads build their convolutions with, unless they are told otherwise.
-CONV_CFG = dict(type='mmseg_twins.Conv2d')
+
+def portable(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute the convolution by PyTorch; see :func:`mmseg_twins.ops.conv3x3`."""
+    return F.conv2d(x, weight, bias, padding=1)
 
 
-@MODELS.register_module()
-class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` that is faster on a CPU: same parameters, result to rounding.
-
-    Plain 3x3 convolutions of many channels in float32 or float64 are computed by
-    Winograd's algorithm; whatever else is ``nn.Conv2d``'s.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, O, H, W)."""
-        if not is_plain_conv3x3(self) or not pays(x, self.weight):
-            return super().forward(x)
-        out = _WinogradConv.apply(x, self.weight)
-        return out if self.bias is None else out + self.bias[:, None, None]
-
-
-def is_plain_conv3x3(conv: nn.Module) -> bool:
-    """Whether a layer is a 3x3 convolution that nothing but its weights defines."""
+def is_faster_on_cpu(x: Tensor, weight: Tensor) -> bool:
+    """Return whether :func:`winograd` is faster than PyTorch, and as exact."""
     return (
-        type(conv) in (nn.Conv2d, Conv2d)
-        and conv.kernel_size == (3, 3)
-        and conv.stride == conv.padding == conv.dilation == (1, 1)
-        and conv.groups == 1
-        and conv.padding_mode == 'zeros'
-    )
-
-
-def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether :func:`conv3x3` is the faster way, and as exact.
-
-    Args:
-        x: the map, (B, C, H, W).
-        weight: the kernel, (O, C, 3, 3).
-    """
-    return (
-        x.device.type == 'cpu'
-        and x.dtype == weight.dtype
+        x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
         and min(weight.shape[:2]) >= MIN_CHANNELS
         and x.shape[2] * x.shape[3] >= MIN_PIXELS
         and not torch.is_autocast_enabled('cpu')
-        and not torch.compiler.is_compiling()
     )
 
 
-def convolve(x: Tensor, weight: Tensor) -> Tensor:
-    """``conv2d(x, weight, padding=1)`` the faster way; not differentiable there."""
-    if pays(x, weight):
-        return conv3x3(x, weight)
-    return F.conv2d(x, weight, padding=1)
+def on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute the convolution by Winograd's algorithm, in eager mode on a CPU."""
+    out = _WinogradConv.apply(x, weight)
+    return out if bias is None else out + bias[:, None, None]
 
 
-def convolve_backward(
+class _WinogradConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return winograd(x, weight)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return differentiable_gradients(portable, (x, weight), gradient)
+        return fastest_backward(gradient, x, weight, ctx.needs_input_grad)
+
+
+def fastest(x: Tensor, weight: Tensor) -> Tensor:
+    """Compute the convolution the fastest way on a CPU, outside autograd."""
+    if is_faster_on_cpu(x, weight):
+        return winograd(x, weight)
+    return portable(x, weight)
+
+
+def fastest_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, needed: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of :func:`convolve` with respect to x and weight, where needed."""
-    if not pays(x, weight):
+    """Compute the gradients of :func:`fastest` for x and weight, where needed."""
+    if not is_faster_on_cpu(x, weight):
         return torch.ops.aten.convolution_backward(
             gradient,
             x,
@@ -112,26 +100,14 @@ def convolve_backward(
         )[:2]
     dx = dweight = None
     if needed[0]:
-        dx = conv3x3(gradient, weight.flip(2, 3).transpose(0, 1))
+        dx = winograd(gradient, weight.flip(2, 3).transpose(0, 1))
     if needed[1]:
-        dweight = conv3x3_weight_gradient(x, gradient)
+        dweight = winograd_weight_gradient(x, gradient)
     return dx, dweight
 
 
-class _WinogradConv(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
-        return convolve(x, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        return convolve_backward(gradient, *ctx.saved_tensors, ctx.needs_input_grad)
-
-
-def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
-    """``conv2d(x, weight, padding=1)``, not differentiable.
+def winograd(x: Tensor, weight: Tensor) -> Tensor:
+    """Compute ``conv2d(x, weight, padding=1)``, outside autograd.
 
     Args:
         x: the map, (B, C, H, W).
@@ -153,8 +129,8 @@ def conv3x3(x: Tensor, weight: Tensor) -> Tensor:
     return out[:, :h, :w].contiguous().permute(0, 3, 1, 2)
 
 
-def conv3x3_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
-    """The kernel's gradient of ``conv2d(x, weight, padding=1)``.
+def winograd_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
+    """Compute the kernel's gradient of ``conv2d(x, weight, padding=1)``.
 
     Args:
         x: the map, (B, C, H, W).
@@ -178,13 +154,13 @@ def conv3x3_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
 
 
 def kernel_transform(like: Tensor) -> Tensor:
-    """G x G, which maps a kernel's 9 numbers to 16, in the type of ``like``."""
+    """Return G x G, which maps a kernel's 9 numbers to 16, in the type of ``like``."""
     g = like.new_tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
     return torch.kron(g, g)
 
 
 def strips(x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """Goes through the transformed input tiles B' d B of a map.
+    """Go through the transformed input tiles B' d B of a map.
 
     Args:
         x: the map, (B, C, H, W).
@@ -215,7 +191,7 @@ def strips(x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
 
 
 def transform_input(slab: Tensor, tiles: Tensor) -> None:
-    """Writes B' d B of each 4x4 tile d, taken every 2 pixels.
+    """Write B' d B of each 4x4 tile d, taken every 2 pixels.
 
     Args:
         slab: (2 * rows of tiles + 2, 2 * columns of tiles + 2, C).
@@ -230,7 +206,7 @@ def transform_input(slab: Tensor, tiles: Tensor) -> None:
 def four_differences(
     a: Tensor, b: Tensor, c: Tensor, d: Tensor, out: Tensor | None = None
 ) -> Tensor:
-    """B' along one axis: a - c, b + c, c - b, b - d."""
+    """Apply B' along one axis: a - c, b + c, c - b, b - d."""
     out = a.new_empty(4, *a.shape) if out is None else out
     torch.sub(a, c, out=out[0])
     torch.add(b, c, out=out[1])
@@ -240,7 +216,7 @@ def four_differences(
 
 
 def transform_result(product: Tensor, out: Tensor) -> None:
-    """Writes A' m A of each 4x4 m as a 2x2 tile.
+    """Write A' m A of each 4x4 m as a 2x2 tile.
 
     Args:
         product: (4, 4, rows of tiles, columns of tiles, O).
@@ -254,7 +230,7 @@ def transform_result(product: Tensor, out: Tensor) -> None:
 
 
 def untransform_result(gradient: Tensor) -> Tensor:
-    """A t A' of each 2x2 tile t.
+    """Compute A t A' of each 2x2 tile t.
 
     Args:
         gradient: (2 * rows of tiles, 2 * columns of tiles, O).
@@ -268,5 +244,5 @@ def untransform_result(gradient: Tensor) -> Tensor:
 
 
 def two_to_four(a: Tensor, b: Tensor) -> Tensor:
-    """A along one axis: a, a + b, a - b, -b."""
+    """Apply A along one axis: a, a + b, a - b, -b."""
     return torch.stack([a, a + b, a - b, -b])

@@ -2,10 +2,10 @@ r"""The MLP of a block, computed so that its hidden activations stay in the cach
 
 An MLP widens C channels to four or eight times as many and narrows them again. In the
 first stages that is a tensor of tens of megabytes, which a CPU writes to memory and
-reads back around every GELU, and which training keeps twice. Tokens do not see each
-other here, so the MLP can take them a chunk at a time: the products are the same, and
-a chunk's hidden activations never leave the processor's cache. Training keeps the
-tokens alone and computes a chunk's hidden activations again in the backward pass.
+reads back around every GELU, and which training keeps twice. Tokens do not interact
+here, so the CPU version takes them a chunk at a time: the products are the same, and a
+chunk's hidden activations never leave the processor's cache. Training keeps the input
+alone and computes a chunk's hidden activations again in the backward pass.
 
 For a gradient ``dy`` of ``y = gelu(h) W2' + b2`` with ``h = x W1' + b1``, each chunk
 adds its part to::
@@ -17,11 +17,10 @@ adds its part to::
 from __future__ import annotations
 
 import torch
-from mmcv.cnn import Linear
-from mmcv.cnn.bricks.transformer import FFN
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from .differentiation import differentiable_gradients
 
 # Bytes of hidden activations: of a chunk, and from how many on chunks are faster. A
 # chunk has to fit the cache that a core has for itself, or nearly so.
@@ -29,67 +28,42 @@ CHUNK = 2**21
 CHUNKED_FROM = 2**24
 
 
-class MLP(FFN):
-    """mmcv's ``FFN`` with GELU: same parameters, names and results, less traffic.
-
-    With dropout, on other devices than a CPU, under a compiler, with a layer that was
-    replaced, or where the hidden activations are few, mmcv's layers run by themselves.
-
-    Args:
-        embed_dims: channels, C.
-        hidden_dims: channels between the two linear layers.
-        drop_rate: dropout rate after each of them.
-    """
-
-    def __init__(
-        self, embed_dims: int, hidden_dims: int, *, drop_rate: float = 0.0
-    ) -> None:
-        super().__init__(
-            embed_dims,
-            hidden_dims,
-            act_cfg=dict(type='GELU'),
-            ffn_drop=drop_rate,
-            add_identity=False,
-        )
-        self.drop_rate = drop_rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) to (..., C)."""
-        first, second = self.layers[0][0], self.layers[1]
-        plain = type(first) is type(second) is Linear
-        if (self.training and self.drop_rate) or not plain or not pays(x, first):
-            # All that FFN.forward does here. Itself it is wrapped in a check of its
-            # arguments' names, which PyTorch 2.6 does not compile.
-            return self.layers(x)
-        parameters = (first.weight, first.bias, second.weight, second.bias)
-        if torch.is_autocast_enabled('cpu'):
-            dtype = torch.get_autocast_dtype('cpu')
-            x, *parameters = (tensor.to(dtype) for tensor in (x, *parameters))
-        with torch.autocast('cpu', enabled=False):
-            return _ChunkedMLP.apply(x.flatten(0, -2), *parameters).view_as(x)
+def portable(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """Compute the MLP layer by layer; see :func:`mmseg_twins.ops.mlp`."""
+    return F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
 
 
-def pays(x: Tensor, widening: Linear) -> bool:
-    """Whether chunks are faster for tokens x, (..., C), that a layer widens."""
-    if x.device.type != 'cpu' or torch.compiler.is_compiling():
-        return False
+def is_faster_on_cpu(x: Tensor, w1: Tensor) -> bool:
+    """Return whether the hidden activations are too many for the cache."""
+    return x.shape[:-1].numel() * len(w1) * compute_dtype(x).itemsize >= CHUNKED_FROM
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the type that products with ``x`` are computed in on a CPU."""
     autocast = torch.is_autocast_enabled('cpu')
-    dtype = torch.get_autocast_dtype('cpu') if autocast else x.dtype
-    size = x.shape[:-1].numel() * widening.out_features * dtype.itemsize
-    return size >= CHUNKED_FROM
+    return torch.get_autocast_dtype('cpu') if autocast else x.dtype
+
+
+def on_cpu(x: Tensor, *parameters: Tensor) -> Tensor:
+    """Compute the MLP chunk by chunk; see :func:`mmseg_twins.ops.mlp`."""
+    if torch.is_autocast_enabled('cpu'):
+        dtype = compute_dtype(x)
+        x, *parameters = (tensor.to(dtype) for tensor in (x, *parameters))
+    with torch.autocast('cpu', enabled=False):
+        return _ChunkedMLP.apply(x.flatten(0, -2), *parameters).view_as(x)
 
 
 def rows_of_chunk(w1: Tensor) -> int:
-    """Tokens in a chunk, given the widening layer's weight."""
+    """Return how many tokens a chunk has, given the widening layer's weight."""
     return max(CHUNK // (len(w1) * w1.itemsize), 1)
 
 
 class _ChunkedMLP(torch.autograd.Function):
-    """x (N, C), W1 (hidden, C), b1, W2 (C, hidden), b2 to (N, C)."""
+    """x (N, C), w1 (hidden, C), b1, w2 (C, hidden), b2 to (N, C)."""
 
     @staticmethod
     def forward(ctx, x, w1, b1, w2, b2):
-        ctx.save_for_backward(x, w1, b1, w2)
+        ctx.save_for_backward(x, w1, b1, w2, b2)
         y = x.new_empty(len(x), len(w2))
         rows = rows_of_chunk(w1)
         for x_part, y_part in zip(x.split(rows), y.split(rows), strict=True):
@@ -98,9 +72,10 @@ class _ChunkedMLP(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
-        x, w1, b1, w2 = ctx.saved_tensors
+        x, w1, b1, w2, b2 = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return differentiable_gradients(portable, (x, w1, b1, w2, b2), dy)
         dx = torch.empty_like(x)
         # Sums over chunks are kept in float32 at least.
         dtype = torch.promote_types(x.dtype, torch.float32)
@@ -120,7 +95,7 @@ class _ChunkedMLP(torch.autograd.Function):
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds ``a @ b`` to ``total``, whose type may be wider."""
+    """Add ``a @ b`` to ``total``, whose type may be wider."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     else:

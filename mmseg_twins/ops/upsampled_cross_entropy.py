@@ -1,10 +1,10 @@
 r"""Cross entropy of upsampled logits, without holding them at full resolution.
 
-A decode head's logits, at 1/4 of the image's resolution, are upsampled to the
-labels before the loss. Done plainly, the upsampled logits, their log-softmax and the
-gradients of both live at full resolution: four tensors of B * 150 * 512 * 512
-numbers for a head on ADE20K crops. Here the labels are gone through in strips of
-rows, and only tensors of the logits' own size outlive a strip.
+A decode head's logits, at 1/4 of the image's resolution, are upsampled to the labels
+before the loss. In the portable version, the upsampled logits, their log-softmax and
+the gradients of both live at full resolution: four tensors of B * 150 * 512 * 512
+numbers for a head on ADE20K crops. The CPU version goes through the labels in strips
+of rows, and only tensors of the logits' own size outlive a strip.
 
 Derivation. With ``up`` the bilinear upsampling of a class's map, a matrix product
 for each axis, ``up(x) = U x V'``, the loss is a sum over output pixels p::
@@ -24,11 +24,51 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-from .pyramid_conv import interpolation
+from .differentiation import differentiable_gradients
+from .interpolation import interpolation
 
 STRIP_ROWS = 32
+
+
+def portable(
+    logits: Tensor,
+    labels: Tensor,
+    align_corners: bool,
+    ignore_index: int,
+    class_weight: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute the loss at full resolution.
+
+    The arguments are those of :func:`mmseg_twins.ops.upsampled_cross_entropy`.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    up = F.interpolate(
+        logits.to(dtype), labels.shape[1:], mode='bilinear', align_corners=align_corners
+    )
+    correct = ((up.argmax(1) == labels) & (labels != ignore_index)).sum()
+    loss = F.cross_entropy(
+        up, labels, class_weight, ignore_index=ignore_index, reduction='sum'
+    )
+    return loss, correct
+
+
+def on_cpu(
+    logits: Tensor,
+    labels: Tensor,
+    align_corners: bool,
+    ignore_index: int,
+    class_weight: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute the loss strip by strip, in eager mode on a CPU.
+
+    The arguments are those of :func:`mmseg_twins.ops.upsampled_cross_entropy`.
+    """
+    with torch.autocast('cpu', enabled=False):
+        return _UpsampledCrossEntropy.apply(
+            logits, labels, align_corners, ignore_index, class_weight
+        )
 
 
 @functools.lru_cache(maxsize=64)
@@ -39,7 +79,7 @@ def strips(
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[tuple[slice, slice, Tensor]]:
-    """Strips of output rows, the input rows that each needs, and how it mixes them.
+    """Return strips of output rows, the input rows of each, and how it mixes them.
 
     Returns:
         (output rows, input rows, their part of the interpolation matrix) for each.
@@ -56,10 +96,15 @@ def strips(
 
 class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, labels, weights, align_corners):
+    def forward(ctx, logits, labels, align_corners, ignore_index, class_weight):
         b, classes, h, w = logits.shape
         height, width = labels.shape[1:]
         dtype = torch.promote_types(logits.dtype, torch.float32)
+        valid = labels != ignore_index
+        safe = labels.where(valid, 0)
+        weights = valid.to(dtype) if class_weight is None else class_weight[safe]
+        # A negative weight marks an ignored pixel: a class may have weight 0 and count.
+        weights = weights.to(dtype).where(valid, -1)
         x = logits.permute(0, 2, 3, 1).to(dtype)  # (B, h, w, classes)
         columns = interpolation(w, width, align_corners, dtype, x.device)
         needs_gradient = ctx.needs_input_grad[0]
@@ -68,7 +113,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         for outputs, inputs, rows in strips(h, height, align_corners, dtype, x.device):
             slab = torch.matmul(columns, x[:, inputs])  # (B, rows in, W, classes)
             up = torch.matmul(rows, slab.flatten(2)).view(b, -1, width, classes)
-            label, weight = labels[:, outputs, :, None], weights[:, outputs, :, None]
+            label, weight = safe[:, outputs, :, None], weights[:, outputs, :, None]
             target = up.gather(3, label)
             correct += ((up.argmax(3, keepdim=True) == label) & (weight >= 0)).sum()
             weight = weight.clamp(min=0)
@@ -82,48 +127,21 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
                 slab = torch.matmul(rows.T, up.flatten(2)).view(slab.shape)
                 gradient[:, inputs] += torch.matmul(columns.T, slab)
         if needs_gradient:
-            ctx.save_for_backward(gradient.permute(0, 3, 1, 2).to(logits.dtype))
+            gradient = gradient.permute(0, 3, 1, 2).to(logits.dtype)
+            ctx.save_for_backward(gradient, logits, labels, class_weight)
+            ctx.options = align_corners, ignore_index
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, loss_gradient, _):
-        (gradient,) = ctx.saved_tensors
-        return gradient * loss_gradient.to(gradient.dtype), None, None, None
-
-
-@torch.compiler.disable
-def upsampled_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    *,
-    align_corners: bool,
-    ignore_index: int = 255,
-    class_weight: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Cross entropy of bilinearly upsampled logits, summed over pixels.
-
-    Args:
-        logits: (B, classes, h, w), of any floating type; bf16 and half logits are
-            computed with in float32.
-        labels: (B, H, W), integers.
-        align_corners: as in ``torch.nn.functional.interpolate``.
-        ignore_index: the label of pixels that do not count.
-        class_weight: (classes,), or None for 1.
-
-    Returns:
-        The sum over pixels of the weighted cross entropy, and the number of pixels
-        that are classified right; ignored pixels count in neither.
-    """
-    valid = labels != ignore_index
-    safe = labels.where(valid, 0)
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    if class_weight is None:
-        weights = valid.to(dtype)
-    else:
-        weights = class_weight.to(dtype)[safe]
-    # A negative weight marks an ignored pixel: a class may have weight 0 and count.
-    weights = weights.where(valid, -1)
-    with torch.autocast(logits.device.type, enabled=False):
-        return _UpsampledCrossEntropy.apply(logits, safe, weights, align_corners)
+        gradient, logits, labels, class_weight = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            (gradient,) = differentiable_gradients(
+                lambda x: portable(x, labels, *ctx.options, class_weight)[0],
+                (logits,),
+                loss_gradient,
+            )
+        else:
+            gradient = gradient * loss_gradient.to(gradient.dtype)
+        return gradient, None, None, None, None

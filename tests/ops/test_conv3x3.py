@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmseg_twins.ops import conv3x3 as winograd
-from mmseg_twins.ops.conv3x3 import Conv2d, conv3x3, conv3x3_weight_gradient
+from mmseg_twins.models import Conv2d
+from mmseg_twins.ops.conv3x3 import STRIP, winograd, winograd_weight_gradient
+
+module = sys.modules['mmseg_twins.ops.conv3x3']
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -20,8 +24,8 @@ def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 @pytest.fixture
 def always(monkeypatch):
     """Winograd's algorithm whatever the numbers of channels and pixels."""
-    monkeypatch.setattr(winograd, 'MIN_CHANNELS', 1)
-    monkeypatch.setattr(winograd, 'MIN_PIXELS', 1)
+    monkeypatch.setattr(module, 'MIN_CHANNELS', 1)
+    monkeypatch.setattr(module, 'MIN_PIXELS', 1)
 
 
 @settings(max_examples=60, deadline=None)
@@ -31,17 +35,17 @@ def always(monkeypatch):
     o=st.integers(1, 5),
     h=st.integers(1, 13),
     w=st.integers(1, 13),
-    strip=st.sampled_from([1, 4000, winograd.STRIP]),
+    strip=st.sampled_from([1, 4000, STRIP]),
 )
-def test_it_equals_the_convolution_at_any_size(b, c, o, h, w, strip):
+def test_winograd_equals_the_convolution_at_any_size(b, c, o, h, w, strip):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd, 'STRIP', strip)
+        patch.setattr(module, 'STRIP', strip)
         x, weight, gradient = random(b, c, h, w), random(o, c, 3, 3), random(b, o, h, w)
         expected = F.conv2d(x, weight, padding=1)
-        got = conv3x3(x.detach(), weight.detach())
+        got = winograd(x.detach(), weight.detach())
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
         (dweight,) = torch.autograd.grad(expected, weight, gradient)
-        got = conv3x3_weight_gradient(x.detach(), gradient.detach())
+        got = winograd_weight_gradient(x.detach(), gradient.detach())
         torch.testing.assert_close(got, dweight, rtol=1e-11, atol=1e-11)
 
 
@@ -67,7 +71,7 @@ def test_float32_is_as_near_to_float64_as_pytorchs():
     exact = F.conv2d(x, weight, padding=1)
     x, weight = x.float(), weight.float()
     errors = [(f - exact).norm() for f in (
-        conv3x3(x, weight), F.conv2d(x, weight, padding=1)
+        winograd(x, weight), F.conv2d(x, weight, padding=1)
     )]  # fmt: skip
     assert errors[0] < 2 * errors[1]
 

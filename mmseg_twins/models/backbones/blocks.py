@@ -6,11 +6,12 @@ transformer block, which is handed its attention. Tokens are (B, H, W, C).
 
 from __future__ import annotations
 
+from mmcv.cnn import Linear
 from mmcv.cnn.bricks.drop import build_dropout
+from mmcv.cnn.bricks.transformer import FFN
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ...ops.mlp import MLP
+from ... import ops
 from .norm import build_norm
 
 
@@ -43,14 +44,12 @@ class PatchEmbedding(nn.Module):
         self.norm = build_norm(norm_cfg, embed_dims, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A map (B, in_channels, H, W) to tokens (B, H', W', embed_dims)."""
-        (kernel, _), (stride, _) = self.projection.kernel_size, self.projection.stride
-        pad_h, pad_w = (
-            max((-(-side // stride) - 1) * stride + kernel - side, 0)
-            for side in x.shape[2:]
+        """Embed a map (B, in_channels, H, W) as tokens (B, H', W', embed_dims)."""
+        (kernel_size, _), (stride, _) = (
+            self.projection.kernel_size,
+            self.projection.stride,
         )
-        if pad_h or pad_w:
-            x = F.pad(x, (0, pad_w, 0, pad_h))
+        x = ops.pad_to_patches(x, kernel_size, stride)
         return self.norm(self.projection(x).permute(0, 2, 3, 1))
 
 
@@ -66,8 +65,39 @@ class PositionEncoding(nn.Module):
         self.proj = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H, W, C)."""
+        """Map (B, H, W, C) to (B, H, W, C)."""
         return x + self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class MLP(FFN):
+    """mmcv's ``FFN`` with GELU: same parameters, names and results.
+
+    Args:
+        embed_dims: channels, C.
+        hidden_dims: channels between the two linear layers.
+        drop_rate: dropout rate after each of them.
+    """
+
+    def __init__(
+        self, embed_dims: int, hidden_dims: int, *, drop_rate: float = 0.0
+    ) -> None:
+        super().__init__(
+            embed_dims,
+            hidden_dims,
+            act_cfg=dict(type='GELU'),
+            ffn_drop=drop_rate,
+            add_identity=False,
+        )
+        self.drop_rate = drop_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., C) to (..., C)."""
+        first, second = self.layers[0][0], self.layers[1]
+        replaced = type(first) is not Linear or type(second) is not Linear
+        if replaced or (self.training and self.drop_rate):
+            # All that FFN.forward does here; PyTorch 2.6 does not compile that one.
+            return self.layers(x)
+        return ops.mlp(x, first.weight, first.bias, second.weight, second.bias)
 
 
 class Block(nn.Module):
@@ -110,6 +140,6 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H, W, C)."""
+        """Map (B, H, W, C) to (B, H, W, C)."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.ffn(self.norm2(x)))

@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-import torch
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import constant_init, normal_init, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ... import ops
 from ...errors import SettingError
 from ...registry import MODELS
 from .attention import GSA, LSA
@@ -173,8 +173,7 @@ class Twins(BaseModule):
                     x = self.position_encodings[stage](x)
             if self.norm_list:
                 x = self.norm_list[stage](x)
-            if x.requires_grad and not torch.compiler.is_compiling():
-                x = _ContiguousGradient.apply(x)
+            x = ops.contiguous_gradient(x)
             x = x.permute(0, 3, 1, 2)  # (B, C, H, W), in channels_last memory
             if stage in self.out_indices:
                 maps.append(x)
@@ -270,22 +269,6 @@ class SVT(Twins):
         super().__init__(
             drop_path_rate=drop_path_rate, norm_after_stage=norm_after_stage, **kwargs
         )
-
-
-class _ContiguousGradient(torch.autograd.Function):
-    """The identity, whose gradient is (B, H, W, C) in memory as well.
-
-    A head may return it as (B, C, H, W). Along the residual connections it would stay
-    like that, and every block would turn it around for itself.
-    """
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient.contiguous()
 
 
 def build_attention(

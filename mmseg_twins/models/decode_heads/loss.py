@@ -1,4 +1,4 @@
-"""The usual loss of a decode head, computed without full-resolution logits."""
+"""The usual loss of a decode head, as one operation with the upsampling."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import torch
 from mmseg.models.losses import CrossEntropyLoss
 from torch import Tensor, nn
 
-from ...ops.upsampled_cross_entropy import upsampled_cross_entropy
+from ... import ops
 
 
-class StripwiseLossMixin:
-    """Lets a head of mmsegmentation compute softmax cross entropy in strips of rows.
+class CrossEntropyMixin:
+    """Computes the softmax cross entropy of a head of mmsegmentation at less cost.
 
-    Loss, ``acc_seg`` and gradients are those of the head itself up to rounding. A
-    head with another loss, with several, or with a pixel sampler goes mmsegmentation's
-    own way.
+    Loss, ``acc_seg`` and gradients are those of the head itself up to rounding. A head
+    with another loss, with several, or with a pixel sampler computes them as
+    mmsegmentation does.
 
     Example:
         >>> from mmseg.models.decode_heads import FCNHead as MMSegFCNHead
-        >>> class FCNHead(StripwiseLossMixin, MMSegFCNHead):
+        >>> class FCNHead(CrossEntropyMixin, MMSegFCNHead):
         ...     '''mmsegmentation's FCNHead, with less memory for its loss.'''
     """
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict:
-        """Computes the loss and the pixel accuracy.
+        """Compute the loss and the pixel accuracy.
 
         Args:
             seg_logits: the head's output, (B, classes, h, w).
@@ -36,45 +36,41 @@ class StripwiseLossMixin:
         if criterion is None:
             return super().loss_by_feat(seg_logits, batch_data_samples)
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
+        valid = labels != self.ignore_index
+        dtype = torch.promote_types(seg_logits.dtype, torch.float32)
+        count = valid.sum().to(dtype)
         class_weight = criterion.class_weight
         if class_weight is not None:
-            class_weight = torch.tensor(
-                class_weight,
-                dtype=torch.promote_types(seg_logits.dtype, torch.float32),
-                device=seg_logits.device,
-            )
-        total, correct = upsampled_cross_entropy(
+            class_weight = seg_logits.new_tensor(class_weight, dtype=dtype)
+            divisor = (class_weight[labels.where(valid, 0)] * valid).sum()
+        else:
+            divisor = count if criterion.avg_non_ignore else labels.numel()
+        total, correct = ops.upsampled_cross_entropy(
             seg_logits,
             labels,
             align_corners=self.align_corners,
             ignore_index=self.ignore_index,
             class_weight=class_weight,
         )
-        valid = labels != self.ignore_index
-        count = valid.sum().to(total.dtype)
-        if class_weight is not None:
-            divisor = class_weight[labels[valid]].sum()
-        else:
-            divisor = count if criterion.avg_non_ignore else labels.numel()
         eps = torch.finfo(torch.float32).eps  # as mmsegmentation guards its divisions
         return {
             criterion.loss_name: criterion.loss_weight * total / (divisor + eps),
-            'acc_seg': (100 * correct / (count + eps)).float().reshape(1),
+            'acc_seg': (100 * (correct + eps) / (count + eps)).float().reshape(1),
         }
 
 
 def plain_cross_entropy(head: nn.Module) -> CrossEntropyLoss | None:
-    """The head's loss, if it is the one that can be computed in strips."""
+    """Return the head's loss if it is nothing but the mean of a cross entropy."""
     criterion = head.loss_decode
     if isinstance(criterion, nn.ModuleList):
         if len(criterion) != 1:
             return None
         criterion = criterion[0]
-    plain = (
+    is_plain = (
         head.sampler is None
         and type(criterion) is CrossEntropyLoss
         and not criterion.use_sigmoid
         and not criterion.use_mask
         and criterion.reduction == 'mean'
     )
-    return criterion if plain else None
+    return criterion if is_plain else None

@@ -1,9 +1,10 @@
 """UPerNet's decode head (arXiv 1807.10221) without upsampled concatenations.
 
-mmsegmentation's head upsamples every level of the pyramid to 1/4 resolution,
-concatenates and convolves, and does the same with its pooled maps. Here both
-convolutions run at each level's own resolution (:mod:`.upsampled_conv`), with the
-same arguments, parameters and names, and results that are equal up to rounding.
+mmsegmentation's head upsamples every level of the pyramid to 1/4 of the image's
+resolution, concatenates and convolves, and does the same with its pooled maps. Here
+both convolutions run at each level's own resolution
+(:func:`mmseg_twins.ops.pyramid_conv3x3`), with the same arguments, parameters and
+names, and results that are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -13,81 +14,76 @@ from collections.abc import Sequence
 import torch
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import UPerHead as MMSegUPerHead
-from mmseg.models.utils import resize
 from torch import Tensor
+from torch.nn import functional as F
 
-from ...ops.conv3x3 import CONV_CFG, is_plain_conv3x3
-from ...ops.pyramid_conv import conv3x3_of_pyramid
+from ... import ops
 from ...registry import MODELS
-from .loss import StripwiseLossMixin
+from ..conv2d import CONV_CFG, is_plain_conv3x3
+from .loss import CrossEntropyMixin
 
 
 @MODELS.register_module()
-class UPerHead(StripwiseLossMixin, MMSegUPerHead):
-    """mmsegmentation's ``UPerHead``: same arguments, same state dict, less work.
+class UPerHead(CrossEntropyMixin, MMSegUPerHead):
+    """mmsegmentation's ``UPerHead``: same arguments, state dict, logits and loss.
 
-    Checkpoints move freely between both; ``type='UPerHead'`` goes back to the
-    built-in one.
+    Checkpoints move freely between both; ``type='UPerHead'`` goes back to the built-in
+    one.
     """
 
     def __init__(self, *args, conv_cfg: dict | None = None, **kwargs) -> None:
         super().__init__(*args, conv_cfg=conv_cfg or CONV_CFG, **kwargs)
 
     def psp_forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Fuses the last map with its poolings; (B, C, h, w) to (B, channels, h, w)."""
+        """Fuse the last map with its poolings; (B, C, h, w) to (B, channels, h, w)."""
         x = inputs[-1]
-        pooled = [branch(x) for branch in self.psp_modules]
-        return fuse(self.bottleneck, [x, *pooled], self.align_corners)
+        pooled = [
+            conv(ops.adaptive_avg_pool(x, pool.output_size))
+            for pool, conv in self.psp_modules
+        ]
+        return self._fuse(self.bottleneck, [x, *pooled])
 
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
         inputs = self._transform_inputs(inputs)
-        top = self.psp_forward(inputs)
         # The last map has no lateral convolution: it came through the pooling.
-        laterals = [
-            conv(x) for conv, x in zip(self.lateral_convs, inputs[:-1], strict=True)
-        ]
+        top = self.psp_forward(inputs)
         outputs = [top]
-        for lateral, conv in zip(
-            reversed(laterals), reversed(self.fpn_convs), strict=True
+        for x, lateral_conv, fpn_conv in zip(
+            reversed(inputs[:-1]),
+            reversed(self.lateral_convs),
+            reversed(self.fpn_convs),
+            strict=True,
         ):
-            top = lateral + resize(
-                top,
-                size=lateral.shape[2:],
-                mode='bilinear',
-                align_corners=self.align_corners,
-            )
-            outputs.append(conv(top))
-        return fuse(self.fpn_bottleneck, outputs[::-1], self.align_corners)
+            lateral = lateral_conv(x)
+            top = lateral + self._resize(top, lateral.shape[2:])
+            outputs.append(fpn_conv(top))
+        return self._fuse(self.fpn_bottleneck, outputs[::-1])
 
+    def _fuse(self, module: ConvModule, maps: Sequence[Tensor]) -> Tensor:
+        """Apply a convolution to maps, upsampled to the first and concatenated.
 
-def fuse(module: ConvModule, maps: Sequence[Tensor], align_corners: bool) -> Tensor:
-    """Applies ``module`` to ``maps``, upsampled to the first and concatenated.
+        Args:
+            module: with normalization and activation where it has them.
+            maps: (B, C_i, h_i, w_i) each.
 
-    Args:
-        module: a 3x3 convolution, with normalization and activation where it has
-            them. One that is not plain is applied to the concatenation itself.
-        maps: (B, C_i, h_i, w_i) each.
-        align_corners: as in ``torch.nn.functional.interpolate``.
+        Returns:
+            (B, channels, h_0, w_0).
+        """
+        if not is_plain(module):
+            size = maps[0].shape[2:]
+            return module(torch.cat([self._resize(x, size) for x in maps], dim=1))
+        conv = module.conv
+        out = ops.pyramid_conv3x3(maps, conv.weight, conv.bias, self.align_corners)
+        if module.with_norm:
+            out = module.norm(out)
+        return module.activate(out) if module.with_activation else out
 
-    Returns:
-        (B, channels, h_0, w_0).
-    """
-    if not is_plain(module):
-        size = maps[0].shape[2:]
-        maps = [
-            resize(x, size=size, mode='bilinear', align_corners=align_corners)
-            for x in maps
-        ]
-        return module(torch.cat(maps, dim=1))
-    conv = module.conv
-    out = conv3x3_of_pyramid(maps, conv.weight, conv.bias, align_corners)
-    if module.with_norm:
-        out = module.norm(out)
-    return module.activate(out) if module.with_activation else out
+    def _resize(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        return F.interpolate(x, size, mode='bilinear', align_corners=self.align_corners)
 
 
 def is_plain(module: ConvModule) -> bool:
-    """Whether a module is a 3x3 convolution, normalization and activation."""
+    """Return whether a module is a 3x3 convolution, normalization and activation."""
     return (
         is_plain_conv3x3(module.conv)
         and module.order == ('conv', 'norm', 'act')

@@ -6,14 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmseg_twins.models.backbones.attention import (
-    GSA,
-    LSA,
-    from_windows,
-    join_windows,
-    split_windows,
-    to_windows,
-)
+from mmseg_twins.models.backbones.attention import GSA, LSA
 
 # With windows of 7: smaller than a window, a window, ragged, two windows, ragged.
 SIDES = (1, 5, 7, 9, 14, 16)
@@ -61,23 +54,6 @@ def test_lsa_has_the_gradients_of_masked_attention():
     plain = torch.autograd.grad((masked_local_attention(lsa, x) * target).sum(), inputs)
     for got, expected in zip(ours, plain, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
-
-
-def test_from_windows_undoes_to_windows():
-    x = torch.randn(2, 6, 8, 3)
-    assert torch.equal(from_windows(to_windows(x, 3, 2), 3, 2, 6, 8), x)
-
-
-def test_windows_are_rectangles_of_the_map_in_row_major_order():
-    x = torch.arange(24.0).view(1, 4, 6, 1)
-    windows = to_windows(x, 2, 3)
-    assert windows[1, :, 0].tolist() == [3, 4, 5, 9, 10, 11]
-
-
-@pytest.mark.parametrize(('height', 'width'), [(7, 7), (9, 7), (7, 9), (9, 10), (3, 2)])
-def test_join_windows_undoes_split_windows(height, width):
-    x = torch.randn(2, height, width, 3)
-    assert torch.equal(join_windows(split_windows(x, 7), 7, height, width), x)
 
 
 @pytest.mark.parametrize('qkv_bias', [True, False])

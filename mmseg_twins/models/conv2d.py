@@ -1,0 +1,36 @@
+"""A convolution layer that heads and necks build by ``conv_cfg``."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .. import ops
+from ..registry import MODELS
+
+# What the heads build their convolutions with, unless they are told otherwise.
+CONV_CFG = dict(type='mmseg_twins.Conv2d')
+
+
+@MODELS.register_module()
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d`` whose plain 3x3 convolutions are :func:`mmseg_twins.ops.conv3x3`.
+
+    Same arguments, parameters and results, up to rounding.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, O, H, W)."""
+        if is_plain_conv3x3(self):
+            return ops.conv3x3(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+def is_plain_conv3x3(conv: nn.Module) -> bool:
+    """Return whether a layer is a 3x3 convolution defined by its weights alone."""
+    return (
+        type(conv) in (nn.Conv2d, Conv2d)
+        and conv.kernel_size == (3, 3)
+        and conv.stride == conv.padding == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == 'zeros'
+    )

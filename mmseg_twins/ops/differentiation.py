@@ -1,0 +1,54 @@
+"""Gradients of gradients, for operations with a backward pass of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .tracing import is_traced
+
+
+def differentiable_gradients(
+    expression: Callable[..., Tensor], inputs: Sequence[Tensor | None], gradient: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Compute the gradients of an expression as a graph, for second derivatives.
+
+    A hand-written backward pass calls this where ``torch.is_grad_enabled()``, which is
+    so under ``create_graph=True`` alone.
+
+    Args:
+        expression: what the operation computes, in plain PyTorch.
+        inputs: its arguments.
+        gradient: of its result.
+
+    Returns:
+        A gradient for each input that requires one, and None for the others.
+    """
+    out = expression(*inputs)
+    needed = [x for x in inputs if x is not None and x.requires_grad]
+    gradients = iter(
+        torch.autograd.grad(
+            out, needed, gradient, create_graph=True, materialize_grads=True
+        )
+    )
+    return tuple(
+        next(gradients) if x is not None and x.requires_grad else None for x in inputs
+    )
+
+
+def contiguous_gradient(x: Tensor) -> Tensor:
+    """Return ``x``, whose gradient will be contiguous in memory as well.
+
+    A head may return the gradient of tokens (B, H, W, C) in the memory of (B, C, H, W).
+    It would stay like that along the residual connections, and every block would have
+    to turn it around for itself.
+    """
+    if x.requires_grad and not is_traced():
+        x.register_hook(_contiguous)
+    return x
+
+
+def _contiguous(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.contiguous()
