@@ -59,7 +59,7 @@ def small_demo(scenes: Path) -> Config:
     """The demo's config, narrow, on the scenes of a folder, loaded in this process.
 
     Args:
-        scenes: what :func:`streets.folder.write_scenes` wrote.
+        scenes: what :func:`scene_folder.write_scenes` wrote.
     """
     cfg = Config.fromfile(ROOT / 'configs/demo/twins_svt_fpn_streets.py')
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):

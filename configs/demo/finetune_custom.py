@@ -5,15 +5,15 @@ then `python tools/train.py COPY.py` trains, on one GPU or the CPU. As it stands
 trains on a few of the demo's streets; docs/finetune.md shows all of it.
 """
 
-# The config that `start_from` was trained with; a recipe of configs/ does as well, such
-# as '../twins_svt-s_uperhead_8x2_512x512_160k_ade20k.py'.
+# The config that `start_from` was trained with; one of configs/ does as well, such as
+# '../twins_svt-s_uperhead_8x2_512x512_160k_ade20k.py'.
 _base_ = ['./twins_svt_fpn_streets.py']
 
 # ---- yours ---------------------------------------------------------------------------
 
 # In the order of their numbers in the masks.
 classes = ['sky', 'building', 'road', 'pavement', 'grass', 'tree', 'car', 'person']
-# Their colours in pictures, red, green and blue; [] makes some up.
+# Their colors in pictures, red, green and blue; [] makes some up.
 palette = [
     [126, 184, 230],
     [178, 132, 110],
@@ -45,25 +45,26 @@ val_interval = 25
 
 # ---- the rest follows ----------------------------------------------------------------
 
-model = dict(
-    # `start_from` has the backbone's weights too.
-    backbone=dict(init_cfg=None),
-    decode_head=dict(num_classes=len(classes)),
-    data_preprocessor=dict(size=None, size_divisor=32),
-)
+# `start_from` has the backbone's weights too.
+model = dict(backbone=dict(init_cfg=None), decode_head=dict(num_classes=len(classes)))
 if 'auxiliary_head' in _base_.model:
     model['auxiliary_head'] = dict(num_classes=len(classes))
+data_preprocessor = dict(size=None, size_divisor=32)
+model['data_preprocessor'] = data_preprocessor
+
+dataset = dict(
+    _delete_=True,
+    type='BaseSegDataset',
+    metainfo=dict(classes=classes, palette=palette),
+    reduce_zero_label=reduce_zero_label,
+    data_root=data_root,
+    img_suffix=image_ending,
+    seg_map_suffix=mask_ending,
+)
 train_dataloader = dict(
     batch_size=batch_size,
     dataset=dict(
-        _delete_=True,
-        type='BaseSegDataset',
-        metainfo=dict(classes=classes, palette=palette),
-        reduce_zero_label=reduce_zero_label,
-        data_root=data_root,
         data_prefix=dict(img_path=train_images, seg_map_path=train_masks),
-        img_suffix=image_ending,
-        seg_map_suffix=mask_ending,
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='LoadAnnotations'),
@@ -77,25 +78,21 @@ train_dataloader = dict(
             dict(type='RandomFlip', prob=0.5),
             dict(type='PackSegInputs'),
         ],
+        **dataset,
     ),
 )
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=size, keep_ratio=True),
+    # Not resized: predictions are compared at full size.
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
 val_dataloader = dict(
     dataset=dict(
-        _delete_=True,
-        type='BaseSegDataset',
-        metainfo=dict(classes=classes, palette=palette),
-        reduce_zero_label=reduce_zero_label,
-        data_root=data_root,
         data_prefix=dict(img_path=val_images, seg_map_path=val_masks),
-        img_suffix=image_ending,
-        seg_map_suffix=mask_ending,
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='Resize', scale=size, keep_ratio=True),
-            # Not resized: predictions are compared at full size.
-            dict(type='LoadAnnotations'),
-            dict(type='PackSegInputs'),
-        ],
+        pipeline=test_pipeline,
+        **dataset,
     ),
 )
 test_dataloader = val_dataloader

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
-from streets.folder import write_scenes
+from scene_folder import write_scenes
 
 from builders import run_in_two, small_demo
 

@@ -23,7 +23,7 @@ from streets.figures import History
 from torch import nn
 
 from mmseg_twins.engine import CheckLabels, StartFrom
-from mmseg_twins.engine.errors import FinetuningError
+from mmseg_twins.errors import SettingError
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'demo'
 CONV_SEG = ('decode_head.conv_seg.weight', 'decode_head.conv_seg.bias')
@@ -139,7 +139,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_not_loaded(source, change, 
     torch.save({'state_dict': change(weights(source))}, source)
     model = Segmentor()
     before = model.backbone.weight.clone()
-    with pytest.raises(FinetuningError) as error:
+    with pytest.raises(SettingError) as error:
         start(model, source)
     assert said in str(error.value) and str(source) in str(error.value)
     assert torch.equal(model.backbone.weight, before)
@@ -158,7 +158,7 @@ def test_a_name_in_leave_out_does_not_reach_longer_names(source):
     torch.save(
         {'state_dict': {**state, 'decode_head.conv_seg2': state[CONV_SEG[1]]}}, source
     )
-    with pytest.raises(FinetuningError, match='conv_seg2'):
+    with pytest.raises(SettingError, match='conv_seg2'):
         start(Segmentor(), source)
 
 
@@ -169,21 +169,21 @@ class Hostile:
 
 def test_a_checkpoint_that_would_run_code_is_refused(source, capsys):
     torch.save({'state_dict': weights(source), 'more': Hostile()}, source)
-    with pytest.raises(FinetuningError, match='builtins.print'):
+    with pytest.raises(SettingError, match='builtins.print'):
         start(Segmentor(), source)
     assert 'this must not run' not in capsys.readouterr().out
 
 
 def test_a_missing_or_damaged_checkpoint_gets_one_sentence(source):
-    with pytest.raises(FinetuningError, match='there is no file .*nowhere.pth'):
+    with pytest.raises(SettingError, match='there is no file .*nowhere.pth'):
         start(Segmentor(), source.with_name('nowhere.pth'))
     source.write_bytes(source.read_bytes()[:300])
-    with pytest.raises(FinetuningError, match='damaged'):
+    with pytest.raises(SettingError, match='damaged'):
         start(Segmentor(), source)
 
 
 def test_leave_out_must_be_a_list():
-    with pytest.raises(FinetuningError, match='no list of names'):
+    with pytest.raises(SettingError, match='no list of names'):
         StartFrom(checkpoint=None, leave_out='decode_head.conv_seg')
 
 
@@ -196,7 +196,7 @@ def batch(*labels: int) -> dict:
 
 
 def test_a_label_without_a_class_is_named_with_its_file():
-    with pytest.raises(FinetuningError) as error:
+    with pytest.raises(SettingError) as error:
         CheckLabels().before_train_iter(
             fake_runner(Segmentor(8)), 0, batch(0, 8, 8, 11)
         )
@@ -295,7 +295,7 @@ def test_a_resumed_training_goes_on_from_its_own_checkpoint(project):
 
 def test_a_wrong_number_of_classes_ends_the_training_at_once(project):
     project.model.decode_head.num_classes = 7
-    with pytest.raises(FinetuningError, match='has 8 classes.*num_classes is 7'):
+    with pytest.raises(SettingError, match='has 8 classes.*num_classes is 7'):
         Runner.from_cfg(project).train()
 
 
@@ -323,7 +323,7 @@ def test_the_source_ignores_classes_that_it_does_not_have():
     assert cfg.model.decode_head.num_classes == len(cfg.classes) == 5
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.metainfo.classes == cfg.classes
-        assert loader.dataset.type == 'mmseg_twins.StreetsDataset'
+        assert loader.dataset.type == 'BaseSegDataset'
 
 
 def test_the_hooks_are_found_by_their_scope():

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from streets.folder import write_scenes
+from scene_folder import write_scenes
 
 from builders import run_in_two, small_demo, tiny
 from mmseg_twins.cli import common as cli

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from streets.folder import write_scenes
+from scene_folder import write_scenes
 
 from builders import small_demo
 

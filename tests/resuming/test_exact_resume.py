@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
-from streets.dataset import StreetsDataset
+from mmseg.datasets import BaseSegDataset
 from torch.utils.data import BatchSampler
 
 from builders import run_in_two
@@ -127,14 +127,14 @@ def test_two_processes_are_resumed_too(scenes: Path, tmp_path: Path):
 def test_batches_that_were_trained_on_are_not_loaded(train, monkeypatch):
     train(train_cfg__max_iters=4)
     loaded = []
-    prepare = StreetsDataset.prepare_data
+    prepare = BaseSegDataset.prepare_data
 
     def counted(self, index):
         if 'training' in self.data_prefix['img_path']:
             loaded.append(index)
         return prepare(self, index)
 
-    monkeypatch.setattr(StreetsDataset, 'prepare_data', counted)
+    monkeypatch.setattr(BaseSegDataset, 'prepare_data', counted)
     runner = train(resume=True)
 
     assert runner.iter == 6
@@ -187,7 +187,7 @@ def test_a_samples_generators_follow_from_its_number():
 
 
 def test_a_seeded_dataset_is_the_dataset_otherwise():
-    inner = StreetsDataset.__new__(StreetsDataset)
+    inner = BaseSegDataset.__new__(BaseSegDataset)
     inner._metainfo = dict(classes=('road',))
     dataset = SeededDataset(inner, seed=0)
 

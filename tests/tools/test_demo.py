@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
+from scene_folder import write_scenes
 from streets import quickstart
 from streets.figures import (
     Comparison,
@@ -20,7 +21,6 @@ from streets.figures import (
     draw_scenes,
     read_history,
 )
-from streets.folder import write_scenes
 from streets.scenes import make_scene
 from streets.street.labels import CLASSES, Label
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from streets.folder import write_scenes
+from scene_folder import write_scenes
 
 from faults.kill import MOMENTS
 
@@ -30,7 +30,7 @@ ENDED_BY = (-signal.SIGKILL, -signal.SIGXFSZ)
 
 CONFIG = """\
 _base_ = [{base!r}]
-custom_imports = dict(imports=['mmseg_twins', 'streets', 'faults'])
+custom_imports = dict(imports=['mmseg_twins', 'faults'])
 data_root = {data!r}
 widths = [8, 16, 24, 32]
 model = dict(
