@@ -19,6 +19,6 @@ if sys.argv[:1] != ['-m'] or sys.orig_argv[-len(sys.argv) :][:1] != [__name__]:
 
     compat.activate()  # before anything that imports mmcv or mmsegmentation
 
-    from . import models
+    from .models import backbones
 
-__all__ = ['__version__', 'compat', 'models']
+__all__ = ['__version__', 'backbones', 'compat']

@@ -1,11 +1,16 @@
-"""What the package raises for mistakes in a config."""
+"""What the package raises for mistakes of its users; each message is one sentence.
+
+The commands show these without a traceback.
+"""
 
 from __future__ import annotations
 
+from pickle import UnpicklingError
+
 
 class SettingError(ValueError):
-    """A setting that cannot work.
+    """A setting that cannot work: what was given, what is allowed, what mends it."""
 
-    The message is one sentence: what was given, what is allowed, what mends it. The
-    scripts under ``tools`` show it without a traceback.
-    """
+
+class CheckpointError(ValueError, UnpicklingError):
+    """A checkpoint that cannot be read, converted or loaded."""

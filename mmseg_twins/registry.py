@@ -20,7 +20,11 @@ MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope=SCOPE,
-    locations=['mmseg_twins.models'],
+    locations=[
+        'mmseg_twins.models.backbones',
+        'mmseg_twins.models.conv2d',
+        'mmseg_twins.models.decode_heads',
+    ],
 )
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope=SCOPE)
 OPTIM_WRAPPERS = Registry(

@@ -1,29 +1,38 @@
-"""From a Twins state dict of any layout to a verified one of another."""
+"""From a checkpoint of any Twins layout to a verified one of another.
+
+:func:`convert_checkpoint` works on files: it fetches, reads, converts and writes.
+:func:`convert_state_dict` works on tensors: it detects, renames and verifies.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
+from ..version import __version__
 from .detection import Detected, detect, strip_data_parallel
-from .errors import ConversionError
+from .downloading import fetch, is_url
 from .layouts import Layout, find_layout
 from .models import VARIANTS, Heads, build_backbone, build_segmentor
 from .patterns import Renamed, Renaming
+from .reading import Source, check_entries, read_source, sha256
 from .report import Report
 from .verification import (
     check_claims,
     check_dense,
-    check_entries,
     check_forward,
     check_names_and_shapes,
     check_values,
     missing_by_right,
 )
+from .writing import SUFFIXES, check_writable, write_checkpoint
 
 TARGETS = {'mmseg': 'mmsegmentation', 'official': 'official'}
 
@@ -56,7 +65,7 @@ def convert_state_dict(
         The converted state dict, and what was found and done.
 
     Raises:
-        ConversionError: it is no Twins, not the one of ``arch``, has a tensor too
+        CheckpointError: it is no Twins, not the one of ``arch``, has a tensor too
             many, too few, of a wrong shape or not finite, or the model that it makes
             gives outputs that are not finite.
         ValueError: ``to`` or ``arch`` is none of those that exist.
@@ -75,7 +84,7 @@ def convert_state_dict(
     state = strip_data_parallel(check_tensors(state_dict))
     detected = detect({name: tensor.shape for name, tensor in state.items()})
     if arch not in (None, detected.variant):
-        raise ConversionError(
+        raise CheckpointError(
             f'this is {detected.variant} ({detected.title}), not {arch}'
         )
     layout = detected.layout
@@ -138,10 +147,10 @@ def check_tensors(state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The state dict, if that is what it is.
 
     Raises:
-        ConversionError: it is empty, or holds something that is no tensor.
+        CheckpointError: it is empty, or holds something that is no tensor.
     """
     if not state_dict:
-        raise ConversionError('this is no Twins checkpoint: it holds no tensors')
+        raise CheckpointError('this is no Twins checkpoint: it holds no tensors')
     check_entries(state_dict)
     # Not the tensors' own method, which an attribute of theirs can hide.
     return {name: Tensor.detach(tensor) for name, tensor in state_dict.items()}
@@ -167,11 +176,11 @@ def check_kinds(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> No
     """Checks that weights are floating-point numbers and counters are whole.
 
     Raises:
-        ConversionError: one is not; says which.
+        CheckpointError: one is not; says which.
     """
     for name, tensor in found.items():
         if tensor.is_floating_point() != wanted[name].is_floating_point():
-            raise ConversionError(
+            raise CheckpointError(
                 f'{name!r} is of {tensor.dtype}, expected {wanted[name].dtype}'
             )
 
@@ -188,14 +197,14 @@ def back_to(target: Layout, converted: Renamed, family: str) -> Renamed:
     """Leads a converted state dict to another layout, and checks the way back.
 
     Raises:
-        ConversionError: converting the result gives something else.
+        CheckpointError: converting the result gives something else.
     """
     renaming = Renaming((*target.backbone, *target.heads), family)
     result = renaming.backwards(converted.state)
     again = renaming.forwards(result.state).state
     for name, tensor in converted.state.items():
         if not tensor.is_meta and not torch.equal(again[name], tensor):
-            raise ConversionError(f'{name!r} does not survive the way there and back')
+            raise CheckpointError(f'{name!r} does not survive the way there and back')
     return Renamed(
         result.state,
         {
@@ -223,3 +232,137 @@ def count_changes(origins: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
         else:
             counts['renamed'] += 1
     return counts
+
+
+def convert_checkpoint(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    *,
+    to: str = 'mmseg',
+    arch: str | None = None,
+    use_ema: bool = False,
+    backbone_only: bool = False,
+    force: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Converts a Twins checkpoint; writes nothing unless all checks hold.
+
+    Args:
+        source: a path, or a URL, which is downloaded to PyTorch's cache: a file of
+            PyTorch's or in the safetensors format. It is read without letting
+            anything in it run.
+        target: the file to write, ending in ``.pth`` or ``.safetensors``. It gets
+            ``meta`` (see :func:`describe`) and ``state_dict``, and is there complete
+            or not at all.
+        to: see :func:`~.conversion.convert_state_dict`, as for ``arch`` and
+            ``backbone_only``.
+        arch: the variant that it must be.
+        use_ema: whether to take the averaged weights of ``model_ema``.
+        backbone_only: whether to leave a segmentor's heads.
+        force: whether to replace ``target`` if it exists.
+        progress: whether to show the progress of a download on stderr.
+
+    Returns:
+        What was found and done; ``print`` shows it as a table.
+
+    Raises:
+        CheckpointError: the source is no checkpoint of Twins that can be verified, or
+            is the target itself.
+        OSError: the source cannot be read, or the target cannot be written.
+        ValueError: an argument has a value that is not allowed.
+
+    Example:
+        >>> from mmseg_twins.checkpoints import convert_checkpoint
+        >>> print(convert_checkpoint('alt_gvt_small.pth', 'svt-s.pth'))
+    """
+    source, target = os.fspath(source), Path(target)
+    check_not_the_same(source, target)
+    check_writable(target, force=force, suffixes=SUFFIXES)
+    path = fetch(source, progress=progress) if is_url(source) else Path(source)
+    check_not_the_same(path, target)
+    loaded = read_source(path, use_ema=use_ema)
+    digest = sha256(path)
+    try:
+        state, report = convert_state_dict(
+            loaded.state, to=to, arch=arch, backbone_only=backbone_only
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: {error}') from None
+    except RuntimeError as error:
+        if 'allocate memory' not in str(error):
+            raise
+        raise MemoryError(str(error)) from None
+    if not report.values_verified:
+        raise CheckpointError(f'{path} has shapes but no values (meta device)')
+    report = dataclasses.replace(
+        report, source=source, source_sha256=digest, target=str(target)
+    )
+    write_checkpoint(target, state, describe(report, loaded), force=force)
+    return report
+
+
+def check_not_the_same(source: str | Path, target: Path) -> None:
+    """Checks that the source would not be replaced by what is made from it.
+
+    Raises:
+        CheckpointError: it would.
+    """
+    if is_url(str(source)) or not Path(source).exists() or not target.exists():
+        return
+    if os.path.samefile(source, target):
+        raise CheckpointError(
+            f'{target} is the checkpoint that is read; give another file to write'
+        )
+
+
+def describe(report: Report, source: Source) -> dict:
+    """What a written file says about itself, in plain Python values.
+
+    Args:
+        report: what was found and done.
+        source: what was read; the classes of a segmentor are taken over from it.
+
+    Returns:
+        ``source`` (name), ``source_sha256``, ``layout``, ``variant``, ``tool``,
+        ``wrapper``, ``dropped`` and ``missing`` (names), ``left_out`` (the file's
+        other entries, such as the optimizer) and, if the source has them,
+        ``dataset_meta`` with ``classes`` and ``palette`` as mmengine writes them.
+    """
+    meta = {
+        'source': report.source,
+        'source_sha256': report.source_sha256,
+        'layout': report.found,
+        'variant': report.variant,
+        'tool': f'mmseg_twins {__version__}',
+        'wrapper': source.wrapper,
+        'dropped': list(report.dropped),
+        'missing': list(report.missing),
+        'left_out': list(source.others),
+    }
+    dataset = dataset_meta(source.meta)
+    if dataset and report.heads is not None:
+        meta['dataset_meta'] = dataset
+    return meta
+
+
+def dataset_meta(meta: Mapping) -> dict:
+    """Class names and colours of mmengine's, or mmcv 1.x's, ``meta``."""
+    modern = meta.get('dataset_meta')
+    found = modern if isinstance(modern, Mapping) else {}
+    classes = found.get('classes', meta.get('CLASSES'))
+    palette = found.get('palette', meta.get('PALETTE'))
+    result = {}
+    if is_list_of(classes, str):
+        result['classes'] = list(classes)
+    if isinstance(palette, (list, tuple)) and all(
+        is_list_of(colour, int) for colour in palette
+    ):
+        result['palette'] = [list(colour) for colour in palette]
+    return result
+
+
+def is_list_of(value: object, kind: type) -> bool:
+    """Whether a value is a list or tuple of one kind of plain values."""
+    return isinstance(value, (list, tuple)) and all(
+        type(item) is kind for item in value
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Size, Tensor
 
-from .errors import ConversionError
+from ..errors import CheckpointError
 from .layouts import LAYOUTS, Layout
 from .models import VARIANTS, backbone_tensors
 from .patterns import Renaming, compile_template
@@ -53,7 +53,7 @@ def strip_data_parallel(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Takes away the ``module.`` that DataParallel puts in front of names.
 
     Raises:
-        ConversionError: two tensors have the same name then.
+        CheckpointError: two tensors have the same name then.
     """
     stripped: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -61,7 +61,7 @@ def strip_data_parallel(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         while short.startswith(DATA_PARALLEL):
             short = short.removeprefix(DATA_PARALLEL)
         if short in stripped:
-            raise ConversionError(
+            raise CheckpointError(
                 f'two sources for one target: {short!r} is there with and without '
                 f'{DATA_PARALLEL!r} in front'
             )
@@ -76,7 +76,7 @@ def detect(shapes: Mapping[str, Size]) -> Detected:
         shapes: shapes by name, without ``module.``.
 
     Raises:
-        ConversionError: it is no Twins.
+        CheckpointError: it is no Twins.
     """
     layout, family, matched = max(
         (
@@ -89,7 +89,7 @@ def detect(shapes: Mapping[str, Size]) -> Detected:
     inside = [name for name in shapes if name.startswith(layout.prefix)]
     if 2 * matched <= len(inside) or not matched:
         examples = ', '.join(repr(name) for name in list(shapes)[:3])
-        raise ConversionError(
+        raise CheckpointError(
             f'this is no Twins checkpoint: {matched} of its {len(shapes)} tensors are '
             f'named as those of a Twins backbone are (it begins with {examples})'
         )

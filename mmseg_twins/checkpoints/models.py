@@ -17,8 +17,8 @@ from mmengine.model import BaseModule
 from torch import Size, Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..errors import CheckpointError
 from ..models.backbones import PCPVT, SVT
-from .errors import ConversionError
 
 FAMILIES = {'pcpvt': PCPVT, 'svt': SVT}
 ARCHS = {'s': 'small', 'b': 'base', 'l': 'large'}
@@ -78,7 +78,7 @@ class Heads:
             shapes: shapes by mmsegmentation's names, at least those of the heads.
 
         Raises:
-            ConversionError: there is no decode head, or none that is known.
+            CheckpointError: there is no decode head, or none that is known.
         """
 
         def width(*prefixes: str) -> int | None:
@@ -98,7 +98,7 @@ class Heads:
             filter(None, (num_classes, auxiliary, upernet, fpn, neck)), default=0
         )
         if widest > MAX_WIDTH:
-            raise ConversionError(
+            raise CheckpointError(
                 f'the segmentor has a head with {widest} channels; up to {MAX_WIDTH} '
                 'can be checked'
             )
@@ -107,7 +107,7 @@ class Heads:
         if num_classes and fpn and neck:
             return cls('fpn', fpn, num_classes, auxiliary, neck)
         found = sorted({'.'.join(name.split('.')[:2]) for name in heads_of(shapes)})
-        raise ConversionError(
+        raise CheckpointError(
             'the segmentor has neither the UPerNet nor the Semantic FPN head that can '
             f'be checked (beside the backbone it has {", ".join(found) or "nothing"}); '
             '--backbone-only converts its backbone alone'

@@ -11,52 +11,27 @@ from mmengine.model import BaseModule
 from torch import Size, Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..errors import CheckpointError
 from .detection import Detected
-from .errors import ConversionError
 from .patterns import Renaming, compile_template
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 IMAGE_SIDE = 64  # px; every stage of every variant keeps tokens of it
 CLAIMED = 1 << 30  # bytes that tensors may claim beyond those that they have
-MAX_NAME = 128  # characters; the names of models have less than 80
 NAMED = 3  # how many offending tensors a message names
-
-
-def check_entries(state: Mapping[str, Tensor]) -> None:
-    """Checks that a dict has tensors by name.
-
-    Raises:
-        ConversionError: an entry is something else; says which.
-    """
-    for name, value in state.items():
-        if not isinstance(name, str):
-            raise ConversionError(
-                f'an entry has a {type(name).__name__} for a name; a state dict holds '
-                'tensors by name'
-            )
-        if len(name) > MAX_NAME:
-            raise ConversionError(
-                f'an entry has a name of {len(name)} characters ({name[:20]!r}...); '
-                f'those of tensors have up to {MAX_NAME}'
-            )
-        if not isinstance(value, Tensor):
-            raise ConversionError(
-                f'{name!r} is no tensor but {type(value).__name__}; a state dict holds '
-                'tensors by name'
-            )
 
 
 def check_dense(state: Mapping[str, Tensor]) -> None:
     """Checks that tensors are of kinds that models have.
 
     Raises:
-        ConversionError: one is sparse, quantized, complex or the like; says which.
+        CheckpointError: one is sparse, quantized, complex or the like; says which.
     """
     for name, tensor in state.items():
         if tensor.layout != torch.strided or (
             tensor.dtype not in FLOATS and tensor.dtype != torch.int64
         ):
-            raise ConversionError(
+            raise CheckpointError(
                 f'{name!r} is a tensor of {tensor.dtype} ({tensor.layout}); weights '
                 'are dense and of float32, float64, float16 or bfloat16'
             )
@@ -69,7 +44,7 @@ def check_claims(state: Mapping[str, Tensor]) -> None:
     and written would not.
 
     Raises:
-        ConversionError: they claim far more.
+        CheckpointError: they claim far more.
     """
     memory = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
@@ -78,7 +53,7 @@ def check_claims(state: Mapping[str, Tensor]) -> None:
     }
     claimed = sum(tensor.nbytes for tensor in state.values() if not tensor.is_meta)
     if claimed > sum(memory.values()) + CLAIMED:
-        raise ConversionError(
+        raise CheckpointError(
             f'its tensors claim {claimed / 2**30:.3g} GiB, of which there are '
             f'{sum(memory.values()) / 2**30:.3g} GiB'
         )
@@ -118,7 +93,7 @@ def check_names_and_shapes(
         renaming: leads from the source's names to the target's.
 
     Raises:
-        ConversionError: a tensor is missing, too many or of another shape.
+        CheckpointError: a tensor is missing, too many or of another shape.
     """
     what = f'{detected.title} of {detected.variant}'
     extra = [name for name in found if name not in expected]
@@ -127,7 +102,7 @@ def check_names_and_shapes(
         # A name of the target in a source that holds the source's own name too.
         target = name if renaming.is_target(name) else None
         if target in rivals:
-            raise ConversionError(
+            raise CheckpointError(
                 f'two sources for one target: {rivals[target]!r} and {name!r} are both '
                 f'{target!r} in the converted checkpoint'
             )
@@ -148,7 +123,7 @@ def check_names_and_shapes(
     ]
     if problems:
         more = len(problems) - NAMED
-        raise ConversionError(
+        raise CheckpointError(
             f'this is closest to the {what}, but {"; ".join(problems[:NAMED])}'
             + (f'; and {more} more tensors differ' if more > 0 else '')
         )
@@ -158,17 +133,17 @@ def check_values(state: Mapping[str, Tensor]) -> None:
     """Checks that all values are there and finite.
 
     Raises:
-        ConversionError: a tensor has NaN or infinity in it, or no values at all; says
+        CheckpointError: a tensor has NaN or infinity in it, or no values at all; says
             which.
     """
     for name, tensor in state.items():
         if tensor.is_meta:
-            raise ConversionError(f'{name!r} has a shape but no values (meta device)')
+            raise CheckpointError(f'{name!r} has a shape but no values (meta device)')
         # Extremes carry NaN, and need no memory as large as the tensor.
         if tensor.numel() and not all(
             extreme.isfinite() for extreme in tensor.aminmax()
         ):
-            raise ConversionError(
+            raise CheckpointError(
                 f'{name!r} holds {int((~tensor.isfinite()).sum())} values that are NaN '
                 f'or infinite, of {tensor.numel()}'
             )
@@ -207,7 +182,7 @@ def check_forward(model: BaseModule, state: Mapping[str, Tensor]) -> None:
             stages may be missing; they are the identity then.
 
     Raises:
-        ConversionError: an output is not finite.
+        CheckpointError: an output is not finite.
     """
     wanted = model.state_dict()
     fresh = {
@@ -224,7 +199,7 @@ def check_forward(model: BaseModule, state: Mapping[str, Tensor]) -> None:
         outputs = run(model, image)
     for name, output in outputs.items():
         if not torch.isfinite(output).all():
-            raise ConversionError(
+            raise CheckpointError(
                 f'a forward pass of the converted model gives NaN or infinity in '
                 f'{name}, although all weights are finite: they are of no trained '
                 'model'

@@ -1,9 +1,12 @@
-"""Writes checkpoints."""
+"""Atomic writes that never overwrite a file without ``force``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,9 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .atomic import replacing
-from .reading import META
-from .unpickling import first_cause
+from .reading import META, first_cause
 
 SUFFIXES = ('.pth', '.safetensors')
 
@@ -72,3 +73,107 @@ def with_own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(storage.data_ptr())
         result[name] = tensor
     return result
+
+
+def check_writable(path: Path, *, force: bool, suffixes: Sequence[str] = ()) -> None:
+    """Checks that a file can be written, before the work that it is the result of.
+
+    Args:
+        path: the file.
+        force: whether a file that is there may be replaced.
+        suffixes: the endings that its name may have, such as ``.png``; any, if empty.
+
+    Raises:
+        IsADirectoryError: it is a folder.
+        ValueError: its name has none of the endings.
+        FileExistsError: it is there, and ``force`` is not given.
+        FileNotFoundError: its folder does not exist.
+        OSError: its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f'{path} is a folder; give the name of a file')
+    if suffixes and path.suffix not in suffixes:
+        endings = ' and '.join(suffixes)
+        raise ValueError(
+            f'{path} ends in none of {endings}'
+            if len(suffixes) > 1
+            else f'{path} does not end in {endings}'
+        )
+    if path.exists() and not force:
+        raise FileExistsError(f'{path} exists already; --force replaces it')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'there is no folder {path.parent}; make it first')
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(
+            f'the folder {path.parent} cannot be written to ({error.strerror})'
+        ) from None
+
+
+@contextmanager
+def replacing(path: Path, *, force: bool) -> Iterator[Path]:
+    """Gives a temporary file beside ``path`` that takes its place at the end.
+
+    Args:
+        path: the file; a link to a file stays a link.
+        force: whether a file that is there may be replaced. Without it, one that has
+            appeared meanwhile is left alone.
+
+    Raises:
+        FileExistsError: the file is there, and ``force`` is not given.
+        OSError: it could not be written.
+    """
+    path = Path(os.path.realpath(path))
+    handle, name = tempfile.mkstemp(
+        prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent
+    )
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~current_umask())
+        flush(temporary)
+        if force:
+            os.replace(temporary, path)
+        else:
+            place_new(temporary, path)
+        flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def place_new(temporary: Path, path: Path) -> None:
+    """Moves a file to a place where there is none.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    taken = f'{path} has appeared meanwhile and is left as it is; --force replaces it'
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise FileExistsError(taken) from None
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(taken) from None
+        os.replace(temporary, path)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file's or folder's content is on disk."""
+    if path.is_dir() and os.name == 'nt':  # folders cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def current_umask() -> int:
+    """The permissions that new files do not get."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

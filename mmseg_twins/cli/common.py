@@ -21,9 +21,9 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..checkpoints.unpickling import CheckpointError, first_cause, load_local
+from ..checkpoints.reading import first_cause, read_checkpoint
 from ..engine.latest import find_whole_checkpoint
-from ..errors import SettingError
+from ..errors import CheckpointError, SettingError
 
 # What torchrun tells each process that it starts.
 TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')
@@ -249,7 +249,7 @@ def require_training_state(given: str) -> None:
     if '://' in given or not Path(given).is_file():
         return
     weights_only = given.endswith('.safetensors')
-    content = {} if weights_only else load_local(given, map_location='meta')
+    content = {} if weights_only else read_checkpoint(Path(given), map_location='meta')
     missing = [key for key in ('meta', 'optimizer') if key not in content]
     if missing:
         raise ValueError(
@@ -390,7 +390,7 @@ def resume_from_whole_checkpoint(cfg: Config) -> bool:
         Whether there is a checkpoint.
 
     Raises:
-        NoWholeCheckpoint: Every checkpoint is damaged.
+        NoWholeCheckpointError: Every checkpoint is damaged.
     """
     whole = find_whole_checkpoint(cfg.work_dir)
     last = Path(cfg.work_dir) / 'last_checkpoint'

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from ..checkpoints.conversion import TARGETS
-from ..checkpoints.errors import ConversionError
-from ..checkpoints.files import convert_checkpoint
+from ..checkpoints.conversion import TARGETS, convert_checkpoint
 from ..checkpoints.models import VARIANTS
 from ..checkpoints.writing import SUFFIXES
+from ..errors import CheckpointError
 
 DESCRIPTION = """\
 Convert a Twins checkpoint to mmsegmentation 1.x, verified.
@@ -118,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             force=args.force,
             progress=True,
         )
-    except (ConversionError, OSError, MemoryError) as error:
+    except (CheckpointError, OSError, MemoryError) as error:
         return fail(parser, 1, describe_error(error))
     except KeyboardInterrupt as interruption:
         number = interruption.args[0] if interruption.args else signal.SIGINT

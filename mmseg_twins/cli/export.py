@@ -26,7 +26,7 @@ from ..apis.export.checking import (
 )
 from ..apis.export.segmentor import OUTPUTS, ExportForm, example_image, prepare
 from ..apis.export.tracing import require_deploy, trace, write_onnx, write_program
-from ..checkpoints.atomic import check_writable, replacing
+from ..checkpoints.writing import check_writable, replacing
 from . import common as cli
 
 DESCRIPTION = """\

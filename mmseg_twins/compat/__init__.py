@@ -5,9 +5,8 @@ it stands on and then does what is needed and no more:
 
 * :mod:`.ops`: with mmcv-lite, a stand-in for ``mmcv.ops``, which four modules of
   mmsegmentation import whether they use it or not;
-* :mod:`mmseg_twins.checkpoints.unpickling`: ``torch.load(weights_only=True)`` accepts the harmless classes
-  that mmengine writes into its checkpoints, and nothing else; mmengine loads local
-  ``.safetensors`` files; :mod:`mmseg_twins.checkpoints.screening` looks through a file before it is unpickled;
+* :mod:`.checkpoints`: mmengine reads checkpoints with
+  :mod:`mmseg_twins.checkpoints.reading`: safely, safetensors included;
 * :mod:`.cpu_processes`: mmengine's runner trains in several processes on machines
   without an accelerator;
 * :mod:`.fsdp`: mmengine's FSDPStrategy resumes, and trains on such machines too.
@@ -38,14 +37,10 @@ def activate() -> bool:
         return False
     check_versions()
     # These import mmcv and mmengine, whose versions had to be looked at first.
-    from ..checkpoints import unpickling
-    from . import cpu_processes, fsdp, ops
+    from . import checkpoints, cpu_processes, fsdp, ops
 
     ops.install_stand_in()
-    unpickling.allow_mmengine_classes()
-    unpickling.restrict_downloads()
-    unpickling.register_safetensors()
-    unpickling.register_local()
+    checkpoints.patch_loaders()
     cpu_processes.patch_runner()
     cpu_processes.patch_strategies()
     fsdp.patch_strategy()

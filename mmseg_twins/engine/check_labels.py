@@ -14,8 +14,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from ..errors import SettingError
 from ..registry import HOOKS
-from .errors import FinetuningError
 
 ADVICE = 'tools/check_dataset.py CONFIG looks through all of the data'
 
@@ -27,7 +27,7 @@ class CheckLabels(Hook):
     Labels are looked at where the data loader leaves them, in the memory of the CPU.
 
     Raises:
-        FinetuningError: the dataset has another number of classes than a head, or a
+        SettingError: the dataset has another number of classes than a head, or a
             pixel's label is neither below that number nor the ignored one.
     """
 
@@ -39,7 +39,7 @@ class CheckLabels(Hook):
         classes = dataset.metainfo.get('classes')
         for name, head in heads(runner.model):
             if classes is not None and head.num_classes != len(classes):
-                raise FinetuningError(
+                raise SettingError(
                     f'CheckLabels: the dataset has {len(classes)} classes, but '
                     f'model.{name}.num_classes is {head.num_classes}; make them equal'
                 )
@@ -55,7 +55,7 @@ class CheckLabels(Hook):
             wrong = wrong[wrong != head.ignore_index]
             if wrong.numel():
                 values = sorted(set(wrong.tolist()))
-                raise FinetuningError(
+                raise SettingError(
                     f'CheckLabels: {sample.metainfo.get("seg_map_path")} has the label '
                     f'{", ".join(map(str, values[:8]))} in {wrong.numel()} pixels, as '
                     f'training reads it (reduce_zero_label='

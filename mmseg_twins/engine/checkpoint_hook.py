@@ -52,7 +52,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Chooses the checkpoint to resume from, before mmengine does.
 
         Raises:
-            NoWholeCheckpoint: there are checkpoints, but each is damaged.
+            NoWholeCheckpointError: there are checkpoints, but each is damaged.
         """
         if runner._resume is True and runner._load_from is None:
             runner._load_from = find_whole_checkpoint(runner.work_dir)

@@ -19,7 +19,7 @@ NUMBERED = re.compile(r'(?P<prefix>.*?)(?P<number>\d+)(?P<suffix>\.\w+)?')
 MADE_BY_DEFAULT = re.compile(r'(iter|epoch)_(\d+)\.pth')
 
 
-class NoWholeCheckpoint(ValueError):
+class NoWholeCheckpointError(ValueError):
     """There are checkpoints to resume from, and none of them can be read."""
 
 
@@ -39,7 +39,7 @@ def find_whole_checkpoint(work_dir: str | Path) -> str | None:
         The path, or None where there is no checkpoint.
 
     Raises:
-        NoWholeCheckpoint: there are checkpoints, but each is damaged.
+        NoWholeCheckpointError: there are checkpoints, but each is damaged.
     """
     found = candidates(Path(work_dir))
     damaged = []
@@ -56,7 +56,7 @@ def find_whole_checkpoint(work_dir: str | Path) -> str | None:
             )
     if not damaged:
         return None
-    raise NoWholeCheckpoint(
+    raise NoWholeCheckpointError(
         f'no checkpoint in {work_dir} is whole ({"; ".join(damaged)}); give one with '
         'load_from=PATH resume=True, or move them away to begin at the start'
     )

@@ -15,11 +15,10 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..checkpoints.download import fetch, is_url
-from ..checkpoints.errors import ConversionError
+from ..checkpoints.downloading import fetch, is_url
 from ..checkpoints.reading import read_source
+from ..errors import CheckpointError, SettingError
 from ..registry import HOOKS
-from .errors import FinetuningError
 
 CLASSIFICATION_LAYERS = ('decode_head.conv_seg', 'auxiliary_head.conv_seg')
 SHOWN = 3  # tensors that a message names
@@ -42,7 +41,7 @@ class StartFrom(Hook):
             model nor checkpoint has is passed over.
 
     Raises:
-        FinetuningError: ``leave_out`` is no sequence of names; or, at the start of a
+        SettingError: ``leave_out`` is no sequence of names; or, at the start of a
             training, there is no such checkpoint, it cannot be read, or it differs
             from the model outside of ``leave_out``.
 
@@ -64,7 +63,7 @@ class StartFrom(Hook):
         if isinstance(leave_out, str) or not all(
             isinstance(name, str) for name in leave_out
         ):
-            raise FinetuningError(
+            raise SettingError(
                 f'StartFrom: leave_out={leave_out!r} is no list of names, such as '
                 f'{list(CLASSIFICATION_LAYERS)}'
             )
@@ -87,7 +86,7 @@ class StartFrom(Hook):
         found = self._read()
         differing = differences(wanted, found, leave_out=self.leave_out)
         if differing:
-            raise FinetuningError(
+            raise SettingError(
                 f'StartFrom: {self.checkpoint} does not fit the model outside of '
                 f'leave_out={list(self.leave_out)}: {differing}'
             )
@@ -111,8 +110,8 @@ class StartFrom(Hook):
         try:
             path = fetch(source, progress=False) if is_url(source) else Path(source)
             state = read_source(path).state
-        except (ConversionError, OSError) as error:
-            raise FinetuningError(f'StartFrom: {error}') from error
+        except (CheckpointError, OSError) as error:
+            raise SettingError(f'StartFrom: {error}') from error
         return {
             name: value for name, value in state.items() if isinstance(value, Tensor)
         }

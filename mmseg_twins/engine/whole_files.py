@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
-from ..checkpoints.atomic import replacing
+from ..checkpoints.writing import replacing
 
 NAME = 'mmseg_twins.whole_files'
 

@@ -42,10 +42,9 @@ from mmengine.runner import load_checkpoint
 from safetensors.torch import save
 
 from checkpoints.layouts import cheap_state, random_state, shapes_of
-from mmseg_twins.checkpoints.errors import ConversionError
 from mmseg_twins.checkpoints.reading import read_source
-from mmseg_twins.checkpoints.unpickling import CheckpointError
 from mmseg_twins.cli import convert as cli
+from mmseg_twins.errors import CheckpointError
 
 TIME = 20  # seconds of computing for one file, as writing waits for the disk
 MEMORY = 3 << 30  # bytes of addresses beyond those that a process starts with
@@ -813,7 +812,7 @@ def predict(path: Path) -> tuple[str, str]:
     """Gives a file to what ``tools/predict.py`` reads checkpoints with."""
     try:
         read_source(path)
-    except (ConversionError, FileNotFoundError) as error:
+    except (CheckpointError, FileNotFoundError) as error:
         return 'refused', str(error)
     return 'converted', ''
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmseg_twins.checkpoints.atomic import check_writable, replacing
+from mmseg_twins.checkpoints.writing import check_writable, replacing
 
 
 @pytest.fixture

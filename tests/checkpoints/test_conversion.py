@@ -7,7 +7,7 @@ import torch
 
 from checkpoints.layouts import meta_state, random_state, shapes_of
 from mmseg_twins.checkpoints.conversion import convert_state_dict
-from mmseg_twins.checkpoints.errors import ConversionError
+from mmseg_twins.errors import CheckpointError
 from mmseg_twins.models.backbones import PCPVT, SVT
 
 
@@ -111,7 +111,7 @@ def test_backbone_of_an_unknown_segmentor_can_be_taken():
     state = {f'backbone.{name}': tensor for name, tensor in state.items()}
     state['decode_head.linear_fuse.conv.weight'] = torch.empty(256, 9, device='meta')
 
-    with pytest.raises(ConversionError, match=r'decode_head\.linear_fuse.*--backbone-'):
+    with pytest.raises(CheckpointError, match=r'decode_head\.linear_fuse.*--backbone-'):
         convert_state_dict(state)
     converted, _ = convert_state_dict(state, backbone_only=True)
 
@@ -184,7 +184,7 @@ def test_arch_is_an_assertion():
     state = meta_state(shapes_of('official-cls', 'pcpvt-b'))
 
     convert_state_dict(state, arch='pcpvt-b')
-    with pytest.raises(ConversionError, match='this is pcpvt-b .* not svt-l'):
+    with pytest.raises(CheckpointError, match='this is pcpvt-b .* not svt-l'):
         convert_state_dict(state, arch='svt-l')
 
 
@@ -199,7 +199,7 @@ def test_weights_whose_outputs_are_not_finite_are_refused():
     state = random_state(shapes_of('official-cls', 'pcpvt-s'))
     state['blocks.3.0.mlp.fc2.weight'].fill_(3e38)
 
-    with pytest.raises(ConversionError, match='forward pass .* stage 3'):
+    with pytest.raises(CheckpointError, match='forward pass .* stage 3'):
         convert_state_dict(state)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mmseg_twins.checkpoints.download import HASH, fetch
-from mmseg_twins.checkpoints.errors import ConversionError
+from mmseg_twins.checkpoints.downloading import HASH, fetch
 from mmseg_twins.cli.convert import main
+from mmseg_twins.errors import CheckpointError
 
 CONTENT = b'some weights' * 1000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -162,5 +162,5 @@ def test_silent_host_is_one_sentence(server, store, capsys):
     ],
 )
 def test_only_http_is_fetched(url):
-    with pytest.raises(ConversionError, match='begins with http:// or https://'):
+    with pytest.raises(CheckpointError, match='begins with http:// or https://'):
         fetch(url)

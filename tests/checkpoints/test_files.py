@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from checkpoints.layouts import cheap_state, random_state, shapes_of
 from mmseg_twins import __version__
 from mmseg_twins.checkpoints import writing
-from mmseg_twins.checkpoints.errors import ConversionError
-from mmseg_twins.checkpoints.files import convert_checkpoint
+from mmseg_twins.checkpoints.conversion import convert_checkpoint
 from mmseg_twins.checkpoints.reading import read_source, sha256
+from mmseg_twins.errors import CheckpointError
 from mmseg_twins.models.backbones import SVT
 
 
@@ -147,7 +147,7 @@ def test_averaged_weights_are_taken_on_demand(tmp_path):
     assert read_source(path).state['a'] == 0
     assert read_source(path, use_ema=True).state['a'] == 1
     torch.save({'model': {'a': torch.zeros(1)}}, path)
-    with pytest.raises(ConversionError, match="--use-ema: .* it has 'model'"):
+    with pytest.raises(CheckpointError, match="--use-ema: .* it has 'model'"):
         read_source(path, use_ema=True)
 
 
@@ -224,6 +224,6 @@ def test_a_tensor_without_values_is_refused(store, tmp_path):
     state = cheap_state(shapes_of('official-cls', 'svt-s'))
     torch.save({name: tensor.to('meta') for name, tensor in state.items()}, source)
 
-    with pytest.raises(ConversionError, match='no values'):
+    with pytest.raises(CheckpointError, match='no values'):
         convert_checkpoint(source, store)
     assert not store.exists()

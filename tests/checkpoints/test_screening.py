@@ -12,9 +12,9 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
 from checkpoints.mutations import archive_of, integer, named, string, with_pickle
-from mmseg_twins.checkpoints import screening
-from mmseg_twins.checkpoints.screening import MAX_DEPTH, screen
-from mmseg_twins.checkpoints.unpickling import CheckpointError
+from mmseg_twins.checkpoints import pickles as screening
+from mmseg_twins.checkpoints.pickles import MAX_DEPTH, screen
+from mmseg_twins.errors import CheckpointError
 
 ENCODE = named('_codecs encode')
 ONCE = ENCODE + b'(h\x01' + string('latin1') + b'tR'
@@ -120,7 +120,8 @@ def test_a_state_does_not_change_numpys_types(tmp_path):
     path = tmp_path / 'a.pth'
     path.write_bytes(with_pickle(dict_of(dtype)))
     loaded = torch.load(path, weights_only=True)['a']
-    assert loaded is np.dtype('f8') and loaded.flags == 0
+    assert loaded is np.dtype('f8')
+    assert loaded.flags == 0
 
 
 @pytest.mark.parametrize('name', ['ndarray', 'dtypes.ObjectDType', 'dtypes.StrDType'])
@@ -155,7 +156,9 @@ def test_files_that_are_no_checkpoints_are_refused_in_a_sentence(suffix, tmp_pat
     path = tmp_path / f'a{suffix}'
     for content in (b'', b'text', b'\x80\x02}', b'PK\x03\x04' + bytes(100)):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=f'{path} is truncated, damaged or'):
+        with pytest.raises(
+            CheckpointError, match=f'{path} is (empty|truncated|no checkpoint)'
+        ):
             CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
 
 

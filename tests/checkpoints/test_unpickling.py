@@ -60,7 +60,8 @@ def test_numpy_arrays_and_scalars_load(tmp_path, dtype):
     array = np.array([0, 1, 1]).astype(dtype)
     torch.save(dict(array=array, scalar=array[1]), tmp_path / 'meta.pth')
     loaded = load(tmp_path / 'meta.pth')
-    assert np.array_equal(loaded['array'], array) and loaded['scalar'] == array[1]
+    assert np.array_equal(loaded['array'], array)
+    assert loaded['scalar'] == array[1]
 
 
 def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path):

@@ -89,7 +89,8 @@ def test_classes_of_bytes_are_those_of_the_segmentor(folder: Path):
     classes = load_onnx(folder / 'out.onnx')(image)
 
     expected = predict_logits(segmentor, form, image).argmax(1)
-    assert classes.dtype == torch.int64 and len(expected.unique()) > 1
+    assert classes.dtype == torch.int64
+    assert len(expected.unique()) > 1
     assert (classes == expected).double().mean() > 0.999
 
 
@@ -100,7 +101,8 @@ def test_a_program_is_right_at_its_size(folder: Path, capsys):
     module = torch.export.load('out.pt2').module()
     assert module(torch.zeros(1, 3, 64, 96)).shape == (1, 5, 64, 96)
     printed = capsys.readouterr().out
-    assert 'weights: random' in printed and 'median ms' in printed
+    assert 'weights: random' in printed
+    assert 'median ms' in printed
 
 
 def test_nothing_is_written_where_the_check_fails(folder: Path, monkeypatch, capsys):
@@ -146,7 +148,8 @@ def test_mistakes_end_in_one_sentence(
 
     error = capsys.readouterr().err
     assert stop.value.code == 2
-    assert message in error and error.count('\n') == 1
+    assert message in error
+    assert error.count('\n') == 1
     assert sorted(folder.rglob('*')) == before
     assert (folder / 'taken.pt2').read_bytes() == b'earlier'
 
@@ -158,7 +161,8 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, capsys):
         main(['small.py', 'other.pth', 'out.pt2'])
 
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count('\n') == 1
+    assert stop.value.code == 2
+    assert error.count('\n') == 1
     assert "'backbone.norm_list.0.weight', is missing in the checkpoint" in error
 
 

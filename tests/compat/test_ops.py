@@ -83,7 +83,8 @@ def test_activating_again_changes_nothing():
         sys.modules['mmcv.ops'] if not ops.has_compiled_ops() else None,
         list(torch.serialization.get_safe_globals()),
     )
-    assert activate() and activate()
+    assert activate()
+    assert activate()
     assert torch.serialization.get_safe_globals() == before[1]
     assert before[0] is None or sys.modules['mmcv.ops'] is before[0]
 

@@ -141,7 +141,8 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_not_loaded(source, change, 
     before = model.backbone.weight.clone()
     with pytest.raises(SettingError) as error:
         start(model, source)
-    assert said in str(error.value) and str(source) in str(error.value)
+    assert said in str(error.value)
+    assert str(source) in str(error.value)
     assert torch.equal(model.backbone.weight, before)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmseg_twins.models import Conv2d
+from mmseg_twins.models.conv2d import Conv2d
 from mmseg_twins.ops.conv3x3 import STRIP, winograd, winograd_weight_gradient
 
 module = sys.modules['mmseg_twins.ops.conv3x3']

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmseg_twins.engine import latest
-from mmseg_twins.engine.latest import NoWholeCheckpoint, find_whole_checkpoint
+from mmseg_twins.engine.latest import NoWholeCheckpointError, find_whole_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,7 +120,8 @@ def test_damaged_checkpoints_only_are_each_named(tmp_path: Path):
     note(tmp_path / 'iter_4.pth')
 
     with pytest.raises(
-        NoWholeCheckpoint, match=r'iter_4.pth is truncated.*iter_2.pth is truncated'
+        NoWholeCheckpointError,
+        match=r'iter_4.pth is truncated.*iter_2.pth is truncated',
     ):
         find_whole_checkpoint(tmp_path)
 

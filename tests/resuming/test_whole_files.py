@@ -40,7 +40,8 @@ def test_removal_waits(tmp_path: Path):
     backend.remove(file)
     backend.rmtree(folder)
     backend.remove(tmp_path / 'not there')
-    assert file.exists() and folder.exists()
+    assert file.exists()
+    assert folder.exists()
 
     backend.remove_outdated()
     assert list(tmp_path.iterdir()) == []

@@ -275,7 +275,8 @@ def test_two_folders_do_without_a_config(folder, capsys):
     (folder / 'masks/val/e.png').unlink()
     assert cli.main([*options, '--classes', '2']) == 1
     said = capsys.readouterr().out
-    assert '1 image without a mask' in said and 'label 2' in said
+    assert '1 image without a mask' in said
+    assert 'label 2' in said
 
 
 def test_endings_pair_files_with_longer_names(folder, capsys):
@@ -332,7 +333,8 @@ def test_wrong_arguments_get_one_sentence(folder, monkeypatch, capsys, command, 
         )
     assert exit_.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith('check_dataset.py: error: ') and said in error
+    assert error.startswith('check_dataset.py: error: ')
+    assert said in error
     assert Path('there.png').read_text() == 'keep'
 
 

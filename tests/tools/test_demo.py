@@ -157,7 +157,8 @@ def test_a_picture_of_predictions_shows_all_of_them(scenes, tmp_path):
     with Image.open(tmp_path / 'scenes.png') as picture:
         width, height = picture.size
         colours = {colour for _, colour in picture.convert('RGB').getcolors(1 << 24)}
-    assert width > 1500 and height > 700
+    assert width > 1500
+    assert height > 700
     shown = colour_labels(np.arange(1, len(Label)))
     assert {tuple(colour) for colour in shown.tolist()} <= colours
 

@@ -184,9 +184,11 @@ def test_full_replaces_mmcv_lite_only_when_the_wheel_is_built(project: Project):
     assert done.returncode == 0, done.stderr
     install, build, remove, swap, check = project.pip_calls()
     assert '-e .[mim,deploy,test]' in install
-    assert build.startswith('wheel') and build.endswith('mmcv')
+    assert build.startswith('wheel')
+    assert build.endswith('mmcv')
     assert remove == 'uninstall -y mmcv-lite'
-    assert swap.startswith('install') and 'mmcv-2.1.0' in swap
+    assert swap.startswith('install')
+    assert 'mmcv-2.1.0' in swap
     assert check == 'check'
 
 

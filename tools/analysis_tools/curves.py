@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from streets.figures import History, read_history
 
-from mmseg_twins.checkpoints.atomic import check_writable, replacing
+from mmseg_twins.checkpoints.writing import check_writable, replacing
 from mmseg_twins.cli import common as cli
 
 # Told apart by readers who do not see red or green, too.

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ...checkpoints.atomic import replacing
+from ...checkpoints.writing import replacing
 from ...cli.common import require_file
 
 #: Endings of what a folder is searched for, in small letters.

@@ -27,7 +27,7 @@ from mmseg.apis import init_model
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ...checkpoints.download import fetch, is_url
+from ...checkpoints.downloading import fetch, is_url
 from ...checkpoints.reading import Source, read_source
 from .classes import find_dataset_meta
 

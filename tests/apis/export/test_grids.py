@@ -41,8 +41,10 @@ def test_interpolation_is_that_of_pytorch(
 def test_shifted_copies_have_zeros_at_the_ends(align_corners: bool):
     left, plain, right = interpolation(5, 11, align_corners, LIKE, (-1, 0, 1))
 
-    assert torch.equal(left[1:], plain[:-1]) and not left[0].any()
-    assert torch.equal(right[:-1], plain[1:]) and not right[-1].any()
+    assert torch.equal(left[1:], plain[:-1])
+    assert not left[0].any()
+    assert torch.equal(right[:-1], plain[1:])
+    assert not right[-1].any()
 
 
 @given(height=st.integers(1, 30), width=st.integers(1, 30), window=st.integers(1, 8))

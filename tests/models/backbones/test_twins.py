@@ -206,7 +206,8 @@ def test_frozen_stages_stay_in_evaluation_mode(family):
 def test_norm_eval_keeps_normalizations_in_evaluation_mode(family):
     backbone = tiny(family, norm_eval=True).train()
     norms = [m for m in backbone.modules() if isinstance(m, torch.nn.LayerNorm)]
-    assert norms and not any(norm.training for norm in norms)
+    assert norms
+    assert not any(norm.training for norm in norms)
     assert backbone.layers[0][0].ffn.training
 
 

@@ -34,7 +34,7 @@ def measured(monkeypatch) -> Iterator[list]:
     monkeypatch.setattr(cli, 'measure', measure)
     monkeypatch.setattr(cli, 'measure_gemm_peak', lambda dtype, device: 1e9)
     monkeypatch.setattr(cli, 'has_timm', lambda: False)
-    yield steps
+    return steps
 
 
 def run(*arguments: str) -> int:

@@ -77,7 +77,7 @@ def test_figures_follow_from_the_measurement(results):
 
 def test_table_is_aligned(results):
     lines = [line for line in format_table(results, PEAKS).splitlines() if line]
-    header, rule, *rows = lines
+    _header, rule, *rows = lines
     ends = [
         end
         for end, char in enumerate(rule + ' ')

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from benchmarking.errors import BenchmarkError
-from mmseg_twins.checkpoints.atomic import check_writable
+from mmseg_twins.checkpoints.writing import check_writable
 
 PICTURES = ('.png', '.svg', '.pdf')
 

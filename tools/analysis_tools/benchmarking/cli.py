@@ -34,8 +34,8 @@ from benchmarking.measurement import Result, Settings, measure
 from benchmarking.models import require_timm
 from benchmarking.progress import Progress, interrupt
 from benchmarking.report import as_json, format_report
-from mmseg_twins.checkpoints.atomic import replacing
 from mmseg_twins.checkpoints.models import VARIANTS
+from mmseg_twins.checkpoints.writing import replacing
 
 DESCRIPTION = """\
 Measure the package against mmsegmentation's built-in Twins on this machine.

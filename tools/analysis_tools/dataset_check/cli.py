@@ -23,7 +23,7 @@ from dataset_check.datasets import (
 )
 from dataset_check.findings import Finding, Scanned, find_all
 from dataset_check.scan import scan
-from mmseg_twins.checkpoints.atomic import replacing
+from mmseg_twins.checkpoints.writing import replacing
 from mmseg_twins.cli import common as cli
 
 DESCRIPTION = """Find out what is wrong with a dataset, before hours of training.

@@ -26,8 +26,8 @@ from benchmarking.machine import describe_machine
 from benchmarking.memory import CLEAR, STATUS
 from benchmarking.progress import Progress, interrupt
 
-from mmseg_twins.checkpoints.atomic import replacing
 from mmseg_twins.checkpoints.models import VARIANTS
+from mmseg_twins.checkpoints.writing import replacing
 from pressuring import inference, report, training
 from pressuring.alone import FAILED, OK, available_memory
 

@@ -1,0 +1,112 @@
+"""The comparison of a checkpoint's state dict with a model's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from torch import Size, Tensor
+
+NAMED = 3  # tensors that a sentence names
+
+
+@dataclass(frozen=True)
+class Differences:
+    """In what a checkpoint differs from a model; false where it does not.
+
+    Attributes:
+        missing: names that the checkpoint lacks.
+        unexpected: names that the model lacks.
+        mismatched: for each name with unequal shapes, the checkpoint's and the model's.
+        nothing_fits: whether no name at all is shared.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: Mapping[str, tuple[Size, Size]]
+    nothing_fits: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        """Return the end of a sentence that begins with "CHECKPOINT does not fit: "."""
+        if self.nothing_fits:
+            first = self.unexpected[0] if self.unexpected else 'none'
+            return (
+                f'none of its tensors (the first: {first!r}) has the name of one of '
+                f'the model (the first: {self.missing[0]!r}); '
+                'tools/model_converters/twins2mmseg.py converts checkpoints of other '
+                'projects, and a bare backbone belongs in init_cfg of the backbone'
+            )
+        # The layers that depend on the number of classes explain the most.
+        shapes = sorted(
+            self.mismatched.items(), key=lambda item: 'conv_seg' not in item[0]
+        )
+        hint = ': another number of classes' if 'conv_seg' in str(shapes[:1]) else ''
+        reshaped = [
+            f'{name} is {shape_of(found)} there and {shape_of(wanted)} in the model'
+            for name, (found, wanted) in shapes
+        ]
+        kinds = (
+            (reshaped, f'of another shape{hint}'),
+            (self.missing, 'missing'),
+            (self.unexpected, 'unexpected'),
+        )
+        return ', '.join(
+            f'{len(names)} tensors are {kind} ({some(names)})'
+            for names, kind in kinds
+            if names
+        )
+
+
+def compare(
+    wanted: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    *,
+    ignored: Collection[str] = (),
+) -> Differences:
+    """Compare the names and shapes of two state dicts.
+
+    Args:
+        wanted: the model's.
+        found: the checkpoint's.
+        ignored: modules or tensors that may differ.
+    """
+    wanted = without(wanted, ignored)
+    found = without(found, ignored)
+    return Differences(
+        missing=tuple(name for name in wanted if name not in found),
+        unexpected=tuple(name for name in found if name not in wanted),
+        mismatched={
+            name: (found[name].shape, wanted[name].shape)
+            for name in wanted
+            if name in found and found[name].shape != wanted[name].shape
+        },
+        nothing_fits=bool(wanted) and not wanted.keys() & found.keys(),
+    )
+
+
+def without(state: Mapping[str, Tensor], modules: Collection[str]) -> dict[str, Tensor]:
+    """Return a state dict without the named modules and tensors."""
+    return {
+        name: value
+        for name, value in state.items()
+        if not any(name == one or name.startswith(f'{one}.') for one in modules)
+    }
+
+
+def strip_data_parallel(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict without the ``module.`` that DataParallel puts in front."""
+    return {name.removeprefix('module.'): value for name, value in state.items()}
+
+
+def shape_of(shape: Size) -> str:
+    """Return a shape as text, such as ``32x3x4x4``."""
+    return 'x'.join(map(str, shape)) or 'a number'
+
+
+def some(names: Collection[str]) -> str:
+    """Return the first of some names, for a message."""
+    more = ', ...' if len(names) > NAMED else ''
+    return ', '.join(list(names)[:NAMED]) + more
