@@ -142,9 +142,11 @@ def places(windows: Windows, device: torch.device) -> tuple[Tensor, Tensor]:
     # One axis: tensors with axes of a single window would be traced another way.
     token = torch.arange((h + size - 1) // size * columns * size**2, device=device)
     window, token = token // size**2, token % size**2
+    window_row = window // columns
+    window_column = window - window_row * columns  # ONNX has no % of an open size
     return (
-        window // columns * size + token // size,
-        window % columns * size + token % size,
+        window_row * size + token // size,
+        window_column * size + token % size,
     )
 
 
@@ -160,7 +162,8 @@ def unfill(tokens: Tensor, windows: Windows) -> Tensor:
     """Invert :func:`fill`, without the tokens that filled the windows."""
     size, h, w, _ = windows
     place = torch.arange(h * w, device=tokens.device)
-    row, column = place // w, place % w
+    row = place // w
+    column = place - row * w
     window = row // size * ((w + size - 1) // size) + column // size
     index = window * size**2 + row % size * size + column % size
     return tokens.index_select(1, index).unflatten(1, (h, w))
