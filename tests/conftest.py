@@ -1,21 +1,33 @@
-"""What all tests share: no way to other machines, compat, active before
-mmsegmentation's modules are imported, fixed random numbers, and visualizers of their
-own."""
+"""What all tests share: no network, compat, fixed random numbers, and fixtures."""
 
 from __future__ import annotations
 
+import mmseg_twins  # noqa: F401, activates compat
+
+# isort: split
+import argparse
+import copy
 import importlib.util
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.registry import MODELS
+from scene_folder import write_scenes
 
-import mmseg_twins  # noqa: F401, activates compat
+from builders import random_state, shapes_of, small_demo, tiny_config
 
 NO_NETWORK = Path(__file__).parent / 'no_network'
 CLOSED = 'http://127.0.0.1:9'  # for programs other than Python: nothing answers there
+
+Train = Callable[..., Runner]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,3 +68,120 @@ def _own_visualizers():
 
     for visualizer in (Visualizer, SegLocalVisualizer):
         visualizer._instance_dict.clear()
+
+
+@pytest.fixture(scope='session')
+def classifier(tmp_path_factory) -> Path:
+    """An SVT-S as the official training script saves it."""
+    path = tmp_path_factory.mktemp('checkpoints') / 'classifier.pth'
+    torch.manual_seed(0)
+    state = random_state(shapes_of('official-cls', 'svt-s'), torch.float16)
+    checkpoint = {
+        'model': state,
+        'optimizer': {'state': {}, 'param_groups': [{'lr': 1e-3}]},
+        'lr_scheduler': {'step': 1},
+        'epoch': 299,
+        'args': argparse.Namespace(lr=1e-3, output_dir='out'),
+    }
+    torch.save(checkpoint, path)
+    return path
+
+
+@pytest.fixture
+def store(tmp_path) -> Path:
+    """Where a converted checkpoint goes, in a folder of its own."""
+    (tmp_path / 'out').mkdir()
+    return tmp_path / 'out' / 'store.pth'
+
+
+@pytest.fixture
+def make_segmentor() -> Callable[..., EncoderDecoder]:
+    """Makes a float64 segmentor in evaluation mode, no parameter at a special value."""
+
+    def make(*args, **kwargs) -> EncoderDecoder:
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            segmentor = MODELS.build(ConfigDict(tiny_config(*args, **kwargs)))
+        segmentor = segmentor.double().eval()
+        with torch.no_grad():
+            for parameter in segmentor.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            for name, buffer in segmentor.named_buffers():
+                if name.endswith('running_mean'):
+                    buffer.add_(0.1 * torch.randn_like(buffer))
+        return segmentor
+
+    return make
+
+
+@pytest.fixture
+def config_text() -> Callable[..., str]:
+    """The text of a config file with a tiny segmentor and a dataset's classes."""
+
+    def make(*args, **kwargs) -> str:
+        return (
+            "default_scope = 'mmseg'\n"
+            "custom_imports = dict(imports=['mmseg_twins'])\n"
+            "test_dataloader = dict(dataset=dict(type='ADE20KDataset'))\n"
+            f'model = {tiny_config(*args, **kwargs)!r}\n'
+        )
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('streets') / 'data'
+    write_scenes(folder, training=5, validation=2, size=(64, 64))
+    return folder
+
+
+@pytest.fixture(scope='session')
+def demo(scenes: Path) -> Config:
+    """Dropout, stochastic depth and flips included."""
+    cfg = small_demo(scenes)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.serialize_data = False
+    cfg.merge_from_dict(
+        {
+            'model.backbone': dict(depths=[2, 1, 1, 1], drop_path_rate=0.3),
+            'model.decode_head.dropout_ratio': 0.2,
+            'train_cfg': dict(max_iters=6, val_interval=100),
+            'default_hooks.checkpoint.interval': 2,
+        }
+    )
+    return cfg
+
+
+@pytest.fixture
+def train(
+    demo: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Train]:
+    """Trains in a folder of the test, with settings replaced."""
+    # mmengine formats the config with every checkpoint, half the time of such a run.
+    monkeypatch.setattr(Config, 'pretty_text', 'left out')
+    runs = 0
+
+    def train(work_dir: str = 'run', *, exact: bool = True, **settings) -> Runner:
+        nonlocal runs
+        runs += 1
+        cfg = copy.deepcopy(demo)
+        name = f'{tmp_path.name}_{runs}'  # mmengine shares what has one name
+        cfg.merge_from_dict(
+            {
+                'work_dir': str(tmp_path / work_dir),
+                'experiment_name': name,
+                'visualizer.name': name,
+                # Merging takes `_delete_` out.
+                **copy.deepcopy({k.replace('__', '.'): v for k, v in settings.items()}),
+            }
+        )
+        if not exact:
+            del cfg.default_hooks.resuming
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+        return runner
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield train
+    torch.set_num_threads(threads)

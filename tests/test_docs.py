@@ -23,7 +23,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 
-from checkpoints.layouts import random_state, shapes_of
+from builders import random_state, shapes_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = ['README.md', *(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md'))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,15 +12,15 @@ from mmcv.cnn.bricks.transformer import FFN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmseg_twins import ops
 from mmseg_twins.checkpoints.layouts import LAYOUTS
 from mmseg_twins.checkpoints.patterns import Renaming
 from mmseg_twins.models.backbones.attention import LSA
-from mmseg_twins.ops import conv3x3 as winograd
-from mmseg_twins.ops import mlp
-from mmseg_twins.ops.mlp import MLP
-from mmseg_twins.ops.pyramid_conv import conv3x3_of_pyramid, conv3x3_of_upsampled
+from mmseg_twins.models.backbones.blocks import MLP
+from mmseg_twins.models.conv2d import Conv2d
 from models.backbones.test_attention import masked_local_attention
 
+winograd, mlp = (sys.modules[f'mmseg_twins.ops.{name}'] for name in ('conv3x3', 'mlp'))
 quickly = settings(deadline=None, derandomize=True, max_examples=40)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -179,36 +181,15 @@ sizes = st.tuples(sides, sides)
 @quickly
 @given(
     batch=st.integers(1, 2),
-    channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    small=sizes,
-    large=sizes,
-    align_corners=st.booleans(),
-    seed=seeds,
-)
-def test_convolving_an_upsampled_map_is_the_plain_expression_at_any_size(
-    batch, channels, small, large, align_corners, seed
-):
-    torch.manual_seed(seed)
-    x, weight = random(batch, channels[0], *small), random(*channels[::-1], 3, 3)
-    up = F.interpolate(x, large, mode='bilinear', align_corners=align_corners)
-    assert_same_results_and_gradients(
-        conv3x3_of_upsampled(x, weight, large, align_corners),
-        F.conv2d(up, weight, padding=1),
-        [x, weight],
-    )
-
-
-@quickly
-@given(
-    batch=st.integers(1, 2),
     levels=st.lists(st.tuples(st.integers(1, 3), sizes), min_size=1, max_size=4),
     out_channels=st.integers(1, 4),
     has_bias=st.booleans(),
     align_corners=st.booleans(),
+    choice=st.sampled_from(ops.CHOICES),
     seed=seeds,
 )
 def test_convolving_a_pyramid_is_the_plain_expression_at_any_size(
-    batch, levels, out_channels, has_bias, align_corners, seed
+    batch, levels, out_channels, has_bias, align_corners, choice, seed
 ):
     torch.manual_seed(seed)
     maps = [random(batch, channels, *size) for channels, size in levels]
@@ -218,8 +199,10 @@ def test_convolving_a_pyramid_is_the_plain_expression_at_any_size(
         F.interpolate(x, levels[0][1], mode='bilinear', align_corners=align_corners)
         for x in maps
     ]
+    with ops.use(choice):
+        out = ops.pyramid_conv3x3(maps, weight, bias, align_corners)
     assert_same_results_and_gradients(
-        conv3x3_of_pyramid(maps, weight, bias, align_corners),
+        out,
         F.conv2d(torch.cat(up, 1), weight, bias, padding=1),
         [*maps, weight, *([bias] if has_bias else [])],
     )
@@ -242,7 +225,7 @@ def test_the_winograd_layer_is_pytorchs_at_any_size(
     batch, channels, size, bias, channels_last, strip, seed
 ):
     torch.manual_seed(seed)
-    layer = winograd.Conv2d(*channels, 3, padding=1, bias=bias).double()
+    layer = Conv2d(*channels, 3, padding=1, bias=bias).double()
     x = random(batch, channels[0], *size).detach()
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..version import __version__
+from .dataset_meta import stored_meta
 from .detection import Detected, detect, strip_data_parallel
 from .downloading import fetch, is_url
 from .layouts import Layout, find_layout
@@ -339,30 +340,7 @@ def describe(report: Report, source: Source) -> dict:
         'missing': list(report.missing),
         'left_out': list(source.others),
     }
-    dataset = dataset_meta(source.meta)
+    dataset = stored_meta(source.meta)
     if dataset and report.heads is not None:
         meta['dataset_meta'] = dataset
     return meta
-
-
-def dataset_meta(meta: Mapping) -> dict:
-    """Class names and colours of mmengine's, or mmcv 1.x's, ``meta``."""
-    modern = meta.get('dataset_meta')
-    found = modern if isinstance(modern, Mapping) else {}
-    classes = found.get('classes', meta.get('CLASSES'))
-    palette = found.get('palette', meta.get('PALETTE'))
-    result = {}
-    if is_list_of(classes, str):
-        result['classes'] = list(classes)
-    if isinstance(palette, (list, tuple)) and all(
-        is_list_of(colour, int) for colour in palette
-    ):
-        result['palette'] = [list(colour) for colour in palette]
-    return result
-
-
-def is_list_of(value: object, kind: type) -> bool:
-    """Whether a value is a list or tuple of one kind of plain values."""
-    return isinstance(value, (list, tuple)) and all(
-        type(item) is kind for item in value
-    )

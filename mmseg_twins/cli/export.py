@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
+from mmengine.logging import MMLogger
 from mmseg.models.segmentors import EncoderDecoder
 
-from ..apis.export import latency
-from ..apis.export.building import NO_CHECKPOINT, build_segmentor, describe_model
-from ..apis.export.checking import (
+from ..apis.export import (
+    OUTPUTS,
+    ExportForm,
+    describe_model,
+    example_image,
+    prepare,
+    require_deploy,
+    trace,
+    use_package_heads,
+    write_onnx,
+    write_program,
+)
+from ..apis.exported import (
+    RUNS,
     SIZES,
     DifferenceError,
     Predict,
     compare,
+    difference_table,
+    latency_table,
     load_onnx,
     load_program,
+    measure,
     predict_logits,
-    table,
 )
-from ..apis.export.segmentor import OUTPUTS, ExportForm, example_image, prepare
-from ..apis.export.tracing import require_deploy, trace, write_onnx, write_program
+from ..apis.loading import build_segmentor, load_weights
 from ..checkpoints.writing import check_writable, replacing
 from . import common as cli
 
@@ -48,6 +62,8 @@ examples:
 exit status: 0 if OUT was written and the check passed; 1 if the check did not pass, and
 nothing was written; 2 for wrong arguments or files.
 """
+#: Stands for a checkpoint, for random weights.
+NO_CHECKPOINT = 'none'
 SUFFIXES = ('.onnx', '.pt2')
 OPSETS = range(18, 24)
 
@@ -117,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--latency',
         action='store_true',
-        help=f'time the file and PyTorch on the CPU, {latency.RUNS} runs each in turns',
+        help=f'time the file and PyTorch on the CPU, {RUNS} runs each in turns',
     )
     parser.add_argument('--force', action='store_true', help='replace OUT if it exists')
     parser.add_argument(
@@ -157,9 +173,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.batch_size < 1:
             raise ValueError(f'--batch-size: {args.batch_size}; give 1 or more')
         cfg = cli.read_config(args)
-        if args.checkpoint != NO_CHECKPOINT:
+        use_package_heads(cfg)
+        segmentor = build_segmentor(cfg)
+        if args.checkpoint == NO_CHECKPOINT:
+            torch.manual_seed(0)
+            with quiet():
+                segmentor.init_weights()
+        else:
             cli.require_checkpoint(args.checkpoint)
-        segmentor = build_segmentor(cfg, args.checkpoint)
+            load_weights(segmentor, args.checkpoint)
         form = prepare(
             segmentor,
             output=args.output,
@@ -182,6 +204,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.exit(1, f'{parser.prog}: error: {error}; nothing was written\n')
     print(f'wrote {path} ({path.stat().st_size / 1e6:.1f} MB)')
     return 0
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep mmengine's reports on each parameter from the user."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def check_size(segmentor: EncoderDecoder, size: Sequence[int]) -> None:
@@ -225,10 +259,10 @@ def export(
     check(predict, segmentor, form, (given, *(SIZES if args.dynamic else ())))
     if args.latency:
         plain = partial(predict_logits, segmentor, form)
-        seconds = latency.measure(
+        seconds = measure(
             {name: predict, 'PyTorch': plain}, example_image(form, *given)
         )
-        print(latency.table(seconds))
+        print(latency_table(seconds))
 
 
 def check(
@@ -243,7 +277,7 @@ def check(
         DifferenceError: a difference is above its limit.
     """
     differences = [compare(predict, segmentor, form, size) for size in sizes]
-    print(table(differences))
+    print(difference_table(differences))
     wrong = sum(not one.passes for one in differences)
     if wrong:
         raise DifferenceError(

@@ -41,7 +41,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import load_checkpoint
 from safetensors.torch import save
 
-from checkpoints.layouts import cheap_state, random_state, shapes_of
+from builders import cheap_state, random_state, shapes_of
 from mmseg_twins.checkpoints.reading import read_source
 from mmseg_twins.cli import convert as cli
 from mmseg_twins.errors import CheckpointError

@@ -15,7 +15,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 
-from checkpoints.layouts import cheap_state, shapes_of
+from builders import cheap_state, shapes_of
 from mmseg_twins.checkpoints import writing
 from mmseg_twins.cli.convert import main
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from checkpoints.layouts import meta_state, random_state, shapes_of
+from builders import meta_state, random_state, shapes_of
 from mmseg_twins.checkpoints.conversion import convert_state_dict
 from mmseg_twins.errors import CheckpointError
 from mmseg_twins.models.backbones import PCPVT, SVT

@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from checkpoints.layouts import cheap_state, random_state, shapes_of
+from builders import cheap_state, random_state, shapes_of
 from mmseg_twins import __version__
 from mmseg_twins.checkpoints import writing
 from mmseg_twins.checkpoints.conversion import convert_checkpoint

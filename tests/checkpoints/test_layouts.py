@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from checkpoints.layouts import (
+from builders import (
     RECORDED,
     VARIANTS,
     digest,

@@ -14,8 +14,14 @@ import torch
 from mmengine.config import Config
 from mmseg.registry import MODELS
 
-from builders import deterministic_image, recorded_features, sampled
-from checkpoints.layouts import DATA, recorded_state, shapes_of
+from builders import (
+    DATA,
+    deterministic_image,
+    recorded_features,
+    recorded_state,
+    sampled,
+    shapes_of,
+)
 from mmseg_twins.checkpoints.conversion import convert_state_dict
 from mmseg_twins.models.backbones import PCPVT, SVT
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmseg_twins.apis.export import prepare, tracing
-from mmseg_twins.apis.export.building import build_segmentor
-from mmseg_twins.apis.export.checking import compare, load_onnx, predict_logits
-from mmseg_twins.apis.export.segmentor import example_image
+from mmseg_twins.apis import export as module
+from mmseg_twins.apis.export import example_image, prepare
+from mmseg_twins.apis.exported import compare, load_onnx, predict_logits
+from mmseg_twins.apis.loading import build_segmentor, load_weights
 from mmseg_twins.cli import export as cli
 from mmseg_twins.cli.export import main
 
@@ -29,13 +29,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config_text) -> Path
 
 @pytest.fixture
 def deploy() -> None:
-    for name in tracing.DEPLOY_PACKAGES:
+    for name in module.DEPLOY_PACKAGES:
         pytest.importorskip(name, reason='comes with the extra `deploy`')
 
 
 def save_checkpoint(path: str, change=lambda name: name) -> None:
     """Random weights of the small config, with an auxiliary head's beside them."""
-    segmentor = build_segmentor(Config.fromfile('small.py'), 'none')
+    segmentor = build_segmentor(Config.fromfile('small.py'))
     with torch.no_grad():
         for parameter in segmentor.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -54,7 +54,8 @@ def test_one_dynamic_file_is_right_at_every_size(folder: Path, capsys):
         == 0
     )
 
-    segmentor = build_segmentor(Config.fromfile('small.py'), 'weights.pth')
+    segmentor = build_segmentor(Config.fromfile('small.py'))
+    load_weights(segmentor, 'weights.pth')
     form = prepare(segmentor)
     predict = load_onnx(folder / 'out.onnx', threads=1)
     for size in [(1, 64, 64), (3, 224, 96), (1, 448, 512), (2, 61, 75), (1, 32, 33)]:
@@ -76,6 +77,27 @@ def test_one_dynamic_file_is_right_at_every_size(folder: Path, capsys):
     assert '3 x 96x160' in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures('deploy')
+@pytest.mark.parametrize('head', ['UPerHead', 'mmseg_twins.UPerHead'])
+def test_maps_are_convolved_at_their_own_resolution(
+    tmp_path: Path, monkeypatch, config_text, head: str
+):
+    import onnx
+
+    monkeypatch.chdir(tmp_path)
+    Path('small.py').write_text(config_text('PCPVT', head, stages=2, depths=(1, 1)))
+    assert main(['small.py', 'none', 'out.onnx', '--size', '64', '96']) == 0
+
+    graph = onnx.load('out.onnx').graph
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    kernels = [
+        weights.get(node.input[1]) for node in graph.node if node.op_type == 'Conv'
+    ]
+    # The bottleneck of two levels of 8 channels each.
+    assert (8, 16, 3, 3) not in kernels
+    assert (8, 8, 3, 3) in kernels
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures('deploy')
 def test_classes_of_bytes_are_those_of_the_segmentor(folder: Path):
@@ -83,7 +105,8 @@ def test_classes_of_bytes_are_those_of_the_segmentor(folder: Path):
     arguments = 'small.py weights.pth out.onnx --size 64 96 --output classes'
     assert main([*arguments.split(), '--embed-preprocessing']) == 0
 
-    segmentor = build_segmentor(Config.fromfile('small.py'), 'weights.pth')
+    segmentor = build_segmentor(Config.fromfile('small.py'))
+    load_weights(segmentor, 'weights.pth')
     form = prepare(segmentor, embed_preprocessing=True)
     image = example_image(form, 1, 64, 96)
     classes = load_onnx(folder / 'out.onnx')(image)
@@ -133,7 +156,10 @@ def test_nothing_is_written_where_the_check_fails(folder: Path, monkeypatch, cap
         ('small.py none out.pt2 --batch-size 0', '--batch-size: 0; give 1 or more'),
         ('small.py none out.pt2 --opset 18', 'only ONNX has opsets'),
         ('small.py no.pth out.pt2', "checkpoint: 'no.pth' does not exist"),
-        ('small.py small.py out.pt2', "checkpoint: 'small.py' is no file of PyTorch"),
+        (
+            'small.py small.py out.pt2',
+            'small.py is no checkpoint: it is neither a file of PyTorch',
+        ),
         ('no.py none out.pt2', "config: 'no.py' does not exist; did you mean small.py"),
     ],
 )
@@ -163,11 +189,11 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path, capsys):
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert error.count('\n') == 1
-    assert "'backbone.norm_list.0.weight', is missing in the checkpoint" in error
+    assert 'tensors are missing (backbone.norm_list.0.weight, ' in error
 
 
 def test_missing_packages_are_named_with_their_extra(folder: Path, monkeypatch, capsys):
-    monkeypatch.setattr(tracing, 'DEPLOY_PACKAGES', ('onnx_of_nobody',))
+    monkeypatch.setattr(module, 'DEPLOY_PACKAGES', ('onnx_of_nobody',))
 
     with pytest.raises(SystemExit) as stop:
         main(['small.py', 'none', 'out.onnx'])

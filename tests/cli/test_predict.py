@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from pathlib import Path
 
 import cv2
@@ -19,15 +17,16 @@ from mmseg.structures import SegDataSample
 from mmseg.visualization import SegLocalVisualizer
 from PIL import Image
 
+from mmseg_twins.apis.overlay import draw_overlay
 from mmseg_twins.apis.prediction import (
+    Prediction,
     PredictionError,
     Predictor,
-    draw_overlay,
-    predictor,
+    choose_device,
 )
-from mmseg_twins.apis.prediction.files import find_images, plan_jobs, write_png
+from mmseg_twins.cli import predict as tool
+from mmseg_twins.cli.image_files import find_images, plan_jobs, write_png
 
-TOOL = Path(__file__).parents[1] / 'tools/predict.py'
 CLASSES = ('sky', 'a$b$', 'road')
 PALETTE = ((10, 20, 200), (250, 0, 120), (90, 160, 30))
 CONFIG = """
@@ -116,20 +115,20 @@ def project(made: Path, tmp_path: Path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the tool; gives its exit status, and what it says on stdout and stderr."""
+def run(capsys):
+    """Run the command; return its exit status, and what it says on stdout and stderr."""
 
     def run_tool(*arguments: str) -> tuple[int, str, str]:
-        argv = ['predict.py', 'config.py', *arguments, '--device', 'cpu']
-        monkeypatch.setattr(sys, 'argv', argv)
-        with pytest.raises(SystemExit) as exit_:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        return exit_.value.code, *capsys.readouterr()
+        try:
+            status = tool.main(['config.py', *arguments, '--device', 'cpu'])
+        except SystemExit as exit_:
+            status = exit_.code
+        return status, *capsys.readouterr()
 
     return run_tool
 
 
-def predict(path: str | Path, **settings) -> predictor.Prediction:
+def predict(path: str | Path, **settings) -> Prediction:
     cfg = Config.fromfile('config.py')
     cfg.merge_from_dict(settings)
     return Predictor(cfg, 'weights.pth', device='cpu')(path)
@@ -235,7 +234,7 @@ def test_an_interruption_leaves_whole_files(project, run, monkeypatch):
             raise KeyboardInterrupt
         write_png(path, pixels, force=force)
 
-    monkeypatch.setattr('mmseg_twins.apis.prediction.files.write_png', interrupt)
+    monkeypatch.setattr(tool, 'write_png', interrupt)
     status, _, error = run('weights.pth', 'a.png', 'b.png', '--out-dir', 'out')
 
     assert status == 130
@@ -264,9 +263,9 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
         (['a.png', '.'], 'a.png is no checkpoint'),
         (
             ['weights.pth', '.', '--cfg-options', 'model.decode_head.num_classes=5'],
-            'weights.pth does not fit the config: 2 of its tensors have other shapes '
-            '(decode_head.conv_seg.weight is (3, 8, 1, 1) and the model has (5, 8, 1, '
-            '1): another number of classes)',
+            'weights.pth does not fit the config: 2 tensors are of another shape: '
+            'another number of classes (decode_head.conv_seg.weight is 3x8x1x1 there '
+            'and 5x8x1x1 in the model, ',
         ),
         (
             [
@@ -275,9 +274,9 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
                 '--cfg-options',
                 'model.backbone.type=mmseg_twins.PCPVT',
             ],
-            'have no place in the model (backbone.',
+            'tensors are unexpected (backbone.',
         ),
-        (['backbone.pth', '.'], 'a bare backbone predicts nothing'),
+        (['backbone.pth', '.'], 'a bare backbone belongs in init_cfg'),
         (
             ['weights.pth', '.', '--tta', '--cfg-options', 'tta_model=None'],
             '--tta: the config has no tta_model',
@@ -307,9 +306,9 @@ def test_mistakes_get_one_sentence(project, run, arguments, said):
 
 def test_cuda_where_there_is_none_gets_one_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    assert predictor.choose_device('auto') == 'cpu'
+    assert choose_device('auto') == 'cpu'
     with pytest.raises(ValueError, match='PyTorch finds no CUDA GPU here'):
-        predictor.choose_device('cuda')
+        choose_device('cuda')
 
 
 class Hostile:

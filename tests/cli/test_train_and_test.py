@@ -111,7 +111,11 @@ def one_thread() -> Iterator[None]:
 
 def run_tool(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> None:
     monkeypatch.setattr(sys, 'argv', [name, *arguments])
-    runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
+    try:
+        runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
+    except SystemExit as exit_:
+        if exit_.code:
+            raise
 
 
 def logged(work_dir: Path) -> list[dict]:

@@ -17,7 +17,7 @@ from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 from mmseg.registry import MODELS
 from torch import nn
 
-from checkpoints.layouts import meta_state, shapes_of
+from builders import meta_state, shapes_of
 from mmseg_twins.checkpoints.conversion import convert_state_dict
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

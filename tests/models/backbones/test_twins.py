@@ -43,7 +43,7 @@ def test_gradients_reach_every_parameter(family):
     backbone = tiny(family)
     sum((feature**2).sum() for feature in backbone(image(64, 96))).backward()
     for name, parameter in backbone.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        assert parameter.grad.any(), name
 
 
 @both
@@ -224,13 +224,6 @@ def test_a_given_eps_holds_everywhere(family):
     backbone = tiny(family, norm_cfg=dict(type='LN', eps=1e-3))
     norms = [m for m in backbone.modules() if isinstance(m, torch.nn.LayerNorm)]
     assert {norm.eps for norm in norms} == {1e-3}
-
-
-@both
-def test_every_parameter_is_used(family):
-    backbone = tiny(family)
-    sum(feature.sin().sum() for feature in backbone(image(64, 64))).backward()
-    assert all(parameter.grad.any() for parameter in backbone.parameters())
 
 
 @both

@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ...checkpoints.writing import replacing
-from ...cli.common import require_file
+from ..checkpoints.writing import replacing
+from .common import require_file
 
 #: Endings of what a folder is searched for, in small letters.
 SUFFIXES = (

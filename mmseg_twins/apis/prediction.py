@@ -8,10 +8,6 @@ augmentation works.
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,21 +16,14 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_state_dict
-from mmseg.apis import init_model
 from mmseg.registry import MODELS
-from torch import Tensor, nn
 
-from ...checkpoints.downloading import fetch, is_url
-from ...checkpoints.reading import Source, read_source
-from .classes import find_dataset_meta
+from ..checkpoints.dataset_meta import find_dataset_meta
+from .loading import build_segmentor, load_weights, without_advice
 
 DEVICES = ('auto', 'cpu', 'cuda')
 LOADER = 'LoadImageFromFile'
-# Used in training only; a checkpoint may lack it, and it would take memory.
-TRAINING_ONLY = 'auxiliary_head'
 
 
 class PredictionError(RuntimeError):
@@ -85,14 +74,10 @@ class Predictor:
         device = choose_device(device)
         init_default_scope(cfg.get('default_scope') or 'mmseg')
         self._load, self._transform = _build_pipelines(cfg)
-        path = fetch(checkpoint) if is_url(str(checkpoint)) else Path(checkpoint)
-        source = read_source(path)
         augmentation = cfg.model if 'module' in cfg.model else None
-        model = _build_segmentor(cfg, cfg.model.get('module', cfg.model))
-        _load_weights(model, source, path)
+        model = build_segmentor(cfg, cfg.model.get('module', cfg.model))
+        source = load_weights(model, checkpoint)
         model.dataset_meta = find_dataset_meta(cfg, source.meta, model.num_classes)
-        if device == 'cpu':
-            model = revert_sync_batchnorm(model)
         self.model = model.to(device).eval()
         self._tester = self.model
         if augmentation is not None:
@@ -125,7 +110,7 @@ class Predictor:
             raise PredictionError(reason) from error
         image = cv2.cvtColor(sample['img'].astype(np.uint8), cv2.COLOR_BGR2RGB)
         try:
-            with torch.inference_mode(), _without_advice():
+            with torch.inference_mode(), without_advice():
                 batch = pseudo_collate([self._transform(sample)])
                 (result,) = self._tester.test_step(batch)
         except (RuntimeError, ValueError, cv2.error) as error:
@@ -192,80 +177,3 @@ def _without_annotations(steps: list) -> list:
             step = {**step, 'transforms': _without_annotations(step['transforms'])}
         kept.append(step)
     return kept
-
-
-def _build_segmentor(cfg: Config, settings: dict) -> nn.Module:
-    """Builds a segmentor without weights, and without what only training needs."""
-    settings = copy.deepcopy(settings)
-    if settings.get(TRAINING_ONLY):
-        settings[TRAINING_ONLY] = None
-    scope = cfg.get('default_scope') or 'mmseg'
-    with _without_advice():
-        return init_model(
-            Config({'model': settings, 'default_scope': scope}), device='cpu'
-        )
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Leaves out what mmsegmentation advises about losses, which predict nothing."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', category=UserWarning, module=r'mmseg\.')
-        warnings.filterwarnings('ignore', 'The shape of value will convert')
-        yield
-
-
-def _load_weights(model: nn.Module, source: Source, path: Path) -> None:
-    """Gives a model the weights of a checkpoint, all of them.
-
-    Raises:
-        ValueError: They do not fit.
-    """
-    state = {
-        name.removeprefix('module.'): tensor for name, tensor in source.state.items()
-    }
-    state = {
-        name: tensor
-        for name, tensor in state.items()
-        if not name.startswith(f'{TRAINING_ONLY}.')
-    }
-    try:
-        load_state_dict(model, state, strict=True, logger='silent')
-    except RuntimeError:
-        raise ValueError(
-            f'{path} does not fit the config: {_differences(model.state_dict(), state)}'
-        ) from None
-
-
-def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Says where weights differ from a model's."""
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    shared = [name for name in expected if name in found]
-    if not shared:
-        return (
-            f'none of its tensors ({extra[0] if extra else "there are none"}, ...) has '
-            f'the name of one of the model ({missing[0]}, ...); a bare backbone '
-            'predicts nothing, and checkpoints of other projects are converted by '
-            'twins2mmseg'
-        )
-    unequal = [name for name in shared if expected[name].shape != found[name].shape]
-    classifiers = [
-        name
-        for name in unequal
-        if name.endswith('conv_seg.weight') and len(expected[name]) != len(found[name])
-    ]
-    parts = []
-    if unequal:
-        name = (classifiers or unequal)[0]
-        given, wanted = (tuple(state[name].shape) for state in (found, expected))
-        hint = ': another number of classes' if classifiers else ''
-        parts.append(
-            f'{len(unequal)} of its tensors have other shapes ({name} is {given} and '
-            f'the model has {wanted}{hint})'
-        )
-    if missing:
-        parts.append(f'{len(missing)} are missing ({missing[0]}, ...)')
-    if extra:
-        parts.append(f'{len(extra)} have no place in the model ({extra[0]}, ...)')
-    return ', '.join(parts)

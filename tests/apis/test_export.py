@@ -1,4 +1,4 @@
-"""The export form computes what the segmentor does, at every size."""
+"""The export form of a segmentor, traced once and right at every size."""
 
 from __future__ import annotations
 
@@ -6,62 +6,33 @@ import pytest
 import torch
 from torch import nn
 
-from builders import tiny
-from mmseg_twins.apis.export import prepare
-from mmseg_twins.apis.export.backbone import attend_locally, run_backbone
-from mmseg_twins.apis.export.checking import predict_logits
-from mmseg_twins.apis.export.grids import cover_with_windows
-from mmseg_twins.apis.export.segmentor import example_image
-from mmseg_twins.models.backbones.attention import LSA
+from mmseg_twins.apis.export import example_image, prepare, trace
+from mmseg_twins.apis.exported import compare, load_program
 
-HEADS = ['mmseg_twins.UPerHead', 'UPerHead', 'mmseg_twins.FPNHead', 'FPNHead']
-SIZES = [(64, 64), (224, 224), (96, 256), (65, 33), (100, 131)]
+SIZES = [(2, 64, 64), (1, 224, 224), (3, 96, 256), (1, 65, 93), (1, 100, 131)]
 
 
-@torch.no_grad()
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
 @pytest.mark.parametrize(
-    'size', [(7, 7), (7, 8), (8, 7), (13, 20), (5, 3), (14, 21), (1, 1)]
+    ('family', 'head', 'align_corners'),
+    [('SVT', 'UPerHead', False), ('PCPVT', 'FPNHead', True)],
 )
-def test_windows_of_one_size_attend_as_ragged_ones(size: tuple[int, int]):
-    lsa = LSA(12, 3, 7).double()
-    x = torch.randn(2, *size, 12, dtype=torch.float64)
-    windows = cover_with_windows(*size, 7, x)
-
-    result = attend_locally(lsa, x.flatten(1, 2), windows)
-
-    torch.testing.assert_close(result, lsa(x).flatten(1, 2), rtol=1e-10, atol=1e-12)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize('family', ['PCPVT', 'SVT'])
-@pytest.mark.parametrize('size', SIZES)
-def test_backbone_gives_the_same_maps(family: str, size: tuple[int, int]):
-    backbone = tiny(family).eval()
-    image = torch.randn(2, 3, *size, dtype=torch.float64)
-
-    for result, expected in zip(
-        run_backbone(backbone, image), backbone(image), strict=True
-    ):
-        torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.filterwarnings('ignore:When align_corners')
-@pytest.mark.parametrize('align_corners', [False, True])
-@pytest.mark.parametrize('head', HEADS)
-@pytest.mark.parametrize('family', ['PCPVT', 'SVT'])
-def test_form_gives_the_logits_of_the_segmentor(
-    make_segmentor, family: str, head: str, align_corners: bool
+def test_a_dynamic_program_is_right_at_every_size(
+    make_segmentor, tmp_path, family, head, align_corners
 ):
-    segmentor = make_segmentor(family, head, align_corners=align_corners)
+    segmentor = make_segmentor(
+        family,
+        f'mmseg_twins.{head}',
+        align_corners=align_corners,
+        stages=4 if head == 'FPNHead' else 3,
+    )
     form = prepare(segmentor)
+    program = trace(form, batch=1, height=64, width=64, dynamic=True)
+    torch.export.save(program, tmp_path / 'out.pt2')
+    predict = load_program(tmp_path / 'out.pt2')
     for size in SIZES:
-        image = example_image(form, 2, *size)
-        expected = predict_logits(segmentor, form, image)
-        with torch.no_grad():
-            result = form(image)
-
-        assert expected.std() > 1e-3
-        torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+        difference = compare(predict, segmentor, form, size)
+        assert difference.difference < 1e-9 * difference.largest, size
 
 
 @torch.no_grad()
@@ -113,7 +84,10 @@ def test_the_segmentor_stays_as_it_is_and_shares_its_parameters(make_segmentor):
         (lambda s: s.train(), 'training mode'),
         (lambda s: setattr(s, 'neck', nn.Identity()), 'the neck is Identity'),
         (lambda s: setattr(s, 'backbone', nn.Identity()), 'the backbone is Identity'),
-        (lambda s: setattr(s, 'decode_head', nn.Identity()), 'head is Identity'),
+        (
+            lambda s: setattr(s, 'decode_head', nn.Identity()),
+            'the decode_head is Identity',
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_named(make_segmentor, change, message: str):

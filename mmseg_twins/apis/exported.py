@@ -1,8 +1,10 @@
-"""Compares an exported file with the segmentor that it comes from."""
+"""An exported file beside the segmentor that it comes from: results and latency."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from .segmentor import ExportForm, classify, example_image
+from .export import ExportForm, classify, example_image
 
 #: Logits may differ by this, and by this share of the largest logit.
 TOLERANCE = 1e-3
@@ -19,6 +21,11 @@ TOLERANCE = 1e-3
 #: small; one side a multiple of the window at 1/4 resolution; several images; sides
 #: that patches do not divide.
 SIZES = ((1, 224, 224), (1, 448, 512), (3, 96, 160), (1, 250, 333))
+
+RUNS = 7
+# The threads of one library look for work for a while after its run, on cores that the
+# other's run would need.
+PAUSE_SECONDS = 0.3
 
 Predict = Callable[[Tensor], Tensor]
 
@@ -76,7 +83,8 @@ def load_onnx(path: Path, threads: int | None = None) -> Predict:
 def load_program(path: Path) -> Predict:
     """A file's computation, by PyTorch."""
     with path.open('rb') as file:
-        module = torch.export.load(file).module()
+        # The guards of a program are stricter than what it computes.
+        module = torch.export.load(file).module(check_guards=False)
     return torch.no_grad()(module)
 
 
@@ -154,7 +162,7 @@ def describe_size(size: Sequence[int]) -> str:
     return f'{batch} x {height}x{width}'
 
 
-def table(differences: Sequence[Difference]) -> str:
+def difference_table(differences: Sequence[Difference]) -> str:
     """The differences, a line each."""
     lines = [
         f'{"images x size":>15}  {"largest logit":>13}  {"difference":>10}  '
@@ -165,5 +173,44 @@ def table(differences: Sequence[Difference]) -> str:
             f'{describe_size(one.size):>15}  {one.largest:13.4g}  '
             f'{one.difference:10.1e}  {one.limit:8.1e}  {one.other:11.4%}'
             + ('' if one.passes else '  WRONG')
+        )
+    return '\n'.join(lines)
+
+
+def measure(
+    implementations: Mapping[str, Predict], image: Tensor, runs: int = RUNS
+) -> dict[str, list[float]]:
+    """Times implementations in turns, so that all meet the same load of the machine.
+
+    Args:
+        implementations: functions of the image, by name; each runs once to warm up.
+        image: what they get.
+        runs: timed runs of each.
+
+    Returns:
+        Seconds of each run, by name.
+    """
+    seconds = {name: [] for name in implementations}
+    for run in range(runs + 1):
+        for name, predict in implementations.items():
+            time.sleep(PAUSE_SECONDS)
+            start = time.perf_counter()
+            predict(image)
+            if run:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def latency_table(seconds: Mapping[str, list[float]]) -> str:
+    """The times, a line each; the ratio is to the last implementation."""
+    *_, last = (statistics.median(times) for times in seconds.values())
+    lines = [
+        f'{"CPU":>12}  {"median ms":>9}  {"fastest":>7}  {"slowest":>7}  {"speed":>5}'
+    ]
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        lines.append(
+            f'{name:>12}  {1000 * median:9.0f}  {1000 * min(times):7.0f}  '
+            f'{1000 * max(times):7.0f}  {last / median:4.2f}x'
         )
     return '\n'.join(lines)

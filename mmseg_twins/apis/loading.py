@@ -1,0 +1,78 @@
+"""A config's segmentor with a checkpoint's weights, all of them or an error."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DefaultScope
+from mmseg.models.segmentors import BaseSegmentor
+from mmseg.registry import MODELS
+from torch import Tensor
+
+from ..checkpoints.detection import strip_data_parallel
+from ..checkpoints.downloading import fetch, is_url
+from ..checkpoints.reading import Source, read_source
+from ..errors import CheckpointError
+from ..state_dicts import compare, without
+
+# Used in training alone: a checkpoint may lack it, and it would take memory.
+TRAINING_ONLY = ('auxiliary_head',)
+
+
+def build_segmentor(cfg: Config, model_cfg: dict | None = None) -> BaseSegmentor:
+    """Build a segmentor for predictions on any device, without weights.
+
+    Args:
+        cfg: of mmsegmentation's kind.
+        model_cfg: the model's, if it is not ``cfg.model``.
+
+    Returns:
+        The segmentor in evaluation mode on the CPU, without auxiliary heads, and with
+        BatchNorm in place of SyncBatchNorm.
+    """
+    model_cfg = (cfg.model if model_cfg is None else model_cfg).copy()
+    model_cfg.update(auxiliary_head=None, train_cfg=None, pretrained=None)
+    # What is pretrained is in the checkpoint.
+    model_cfg['backbone'] = {**model_cfg['backbone'], 'init_cfg': None}
+    scope = cfg.get('default_scope') or 'mmseg'
+    with DefaultScope.overwrite_default_scope(scope), without_advice():
+        segmentor = MODELS.build(model_cfg)
+    return revert_sync_batchnorm(segmentor).eval()
+
+
+def load_weights(segmentor: BaseSegmentor, checkpoint: str | Path) -> Source:
+    """Load the weights of a checkpoint, and let nothing in it run.
+
+    Args:
+        segmentor: of :func:`build_segmentor`.
+        checkpoint: path or http(s) URL.
+
+    Returns:
+        What was read.
+
+    Raises:
+        OSError: there is no such file, or it cannot be downloaded.
+        CheckpointError: it cannot be read, or does not fit the segmentor.
+    """
+    path = fetch(checkpoint) if is_url(str(checkpoint)) else Path(checkpoint)
+    source = read_source(path)
+    state: dict[str, Tensor] = strip_data_parallel(source.state)
+    differences = compare(segmentor.state_dict(), state, ignored=TRAINING_ONLY)
+    if differences:
+        raise CheckpointError(f'{path} does not fit the config: {differences}')
+    segmentor.load_state_dict(without(state, TRAINING_ONLY))
+    return source
+
+
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """Leave out what mmsegmentation advises about losses, which predict nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', category=UserWarning, module=r'mmseg\.')
+        warnings.filterwarnings('ignore', 'The shape of value will convert')
+        yield

@@ -1,0 +1,88 @@
+"""Names and colors of a segmentor's classes, wherever they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmseg.registry import DATASETS
+
+
+def find_dataset_meta(cfg: Config, meta: Mapping, num_classes: int) -> dict:
+    """Find classes and palette: a checkpoint's own, or else its config's.
+
+    Args:
+        cfg: its ``test_dataloader.dataset`` is asked where the checkpoint says nothing.
+        meta: the checkpoint's ``meta``, as mmcv 1.x or mmengine writes it.
+        num_classes: labels that the model can predict.
+
+    Returns:
+        ``classes``, a tuple of names, and ``palette``, an RGB triple for each. Without
+        a palette, the colors are random ones, the same each time.
+
+    Raises:
+        ValueError: neither names the classes, or there are more labels than names.
+    """
+    stored, origin = stored_meta(meta), 'the checkpoint'
+    if not stored.get('classes'):
+        stored = configured_meta(cfg)
+        origin = "the config's test_dataloader.dataset"
+    classes = tuple(stored.get('classes') or ())
+    if not classes:
+        raise ValueError(
+            'neither the checkpoint nor the config names the classes; set '
+            'test_dataloader.dataset.metainfo.classes'
+        )
+    if len(classes) < num_classes:
+        raise ValueError(
+            f'{origin} names {len(classes)} classes, and the model predicts '
+            f'{num_classes}'
+        )
+    palette = stored.get('palette') or ()
+    if len(palette) != len(classes):
+        palette = np.random.default_rng(42).integers(256, size=(len(classes), 3))
+    return {
+        'classes': classes,
+        'palette': [tuple(int(value) for value in color) for color in palette],
+    }
+
+
+def configured_meta(cfg: Config) -> dict:
+    """Return what the class and the ``metainfo`` of a config's test dataset say."""
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in dataset:  # one that repeats or cuts another
+        dataset = dataset['dataset']
+    if 'type' not in dataset:
+        return {}
+    # The class alone knows its names; building it would look for its files.
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmseg'):
+        known = getattr(DATASETS.get(dataset['type']), 'METAINFO', {})
+    return {**known, **(dataset.get('metainfo') or {})}
+
+
+def stored_meta(meta: Mapping) -> dict:
+    """Return the ``classes`` and the ``palette`` of mmengine's or mmcv 1.x's ``meta``.
+
+    What is no list of names, or of RGB triples, is left out.
+    """
+    modern = meta.get('dataset_meta')
+    found = modern if isinstance(modern, Mapping) else {}
+    classes = found.get('classes', meta.get('CLASSES'))
+    palette = found.get('palette', meta.get('PALETTE'))
+    result = {}
+    if is_list_of(classes, str):
+        result['classes'] = list(classes)
+    if isinstance(palette, (list, tuple)) and all(
+        is_list_of(color, int) for color in palette
+    ):
+        result['palette'] = [list(color) for color in palette]
+    return result
+
+
+def is_list_of(value: object, kind: type) -> bool:
+    """Return whether a value is a list or tuple of one kind of plain values."""
+    return isinstance(value, (list, tuple)) and all(
+        type(item) is kind for item in value
+    )

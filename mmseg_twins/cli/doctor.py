@@ -1,0 +1,202 @@
+"""Diagnose an installation: ``python -m mmseg_twins``.
+
+It has to run where parts of the package cannot be imported, so whatever may be missing
+or broken is imported inside functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shlex
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from ..version import __version__
+
+PACKAGE = 'mmseg_twins'
+MMCV = ('mmcv-lite', 'mmcv')  # the extras `lite` and `full`
+OPENCV = ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python')
+# Modules that a broken installation often cannot import, and those that need them.
+BASES = {'numpy': ('numpy',), 'cv2': OPENCV, 'torch': ('torch',)}
+BUILT_ON_BASES = ('mmengine', 'mmcv', 'mmseg_twins.compat', 'mmseg.models')
+REINSTALL = 'pip install --upgrade --force-reinstall'
+
+
+class Problem(NamedTuple):
+    """What does not work, in a sentence, and the command that fixes it, if any."""
+
+    says: str
+    command: str | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return 1 if there are problems, else 0."""
+    parser = argparse.ArgumentParser(
+        prog='python -m mmseg_twins',
+        description='Diagnose your installation: print versions and devices and, for '
+        'each problem, the command that fixes it. Include the output in bug reports. '
+        'The exit status is 1 if there are problems, else 0.',
+    )
+    parser.add_argument('--json', action='store_true', help='print JSON')
+    args = parser.parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        report, problems = describe(), find_problems()
+    if args.json:
+        found = [problem._asdict() for problem in problems]
+        print(json.dumps({'report': report, 'problems': found}, indent=2))
+        return bool(problems)
+    print(*(f'{name}: {value}' for name, value in report.items()), '', sep='\n')
+    for problem in problems:
+        print(f'problem: {problem.says}')
+        if problem.command:
+            print(f'    run: {problem.command}')
+    if not problems:
+        print('no problems found')
+    return bool(problems)
+
+
+def describe() -> dict[str, str]:
+    """List versions and devices."""
+    names = {one.name for one in requirements(PACKAGE)} | {*OPENCV, 'torchvision'}
+    versions = {name: version(name) for name in sorted(names)}
+    report = {PACKAGE: f'{__version__} ({Path(__file__).parents[1]})'}
+    report |= {name: found for name, found in versions.items() if found}
+    try:
+        from mmengine.utils.dl_utils import collect_env
+
+        report |= {name: str(value).strip() for name, value in collect_env().items()}
+    except (Exception, SystemExit) as error:
+        report['environment'] = f'unknown ({one_line(error)})'
+    return report
+
+
+def find_problems() -> list[Problem]:
+    """List the causes of problems or, where none is known, the first symptom."""
+    causes = [*check_requirements(), *check_mmcv(), *check_torchvision()]
+    for module, distributions in BASES.items():
+        name = next(filter(version, distributions), None)
+        error = import_error(module) if name else None
+        if error and 'libGL' in error:  # a machine without a display
+            fix = f'pip uninstall -y {name} && pip install opencv-python-headless'
+            causes.append(Problem(f'{module} cannot be imported: {error}', fix))
+        elif error:
+            fix = f'{REINSTALL} {name}'
+            causes.append(Problem(f'{module} cannot be imported: {error}', fix))
+    return causes or [*check_use()][:1]
+
+
+def check_requirements() -> Iterator[Problem]:
+    """Compare what is installed with what the package's metadata require."""
+    if version(PACKAGE) is None:
+        yield Problem(f'{PACKAGE} is not installed', 'pip install .')
+    for needed in requirements(PACKAGE):
+        applies = needed.marker is None or needed.marker.evaluate({'extra': ''})
+        if applies and (says := shortcoming(needed)):
+            yield Problem(says, f'pip install {quoted(needed)}')
+
+
+def check_mmcv() -> Iterator[Problem]:
+    """Check that there is one mmcv, with ops or without, in a version that works."""
+    needed = {one.name: one for one in requirements(PACKAGE) if one.name in MMCV}
+    found = [name for name in needed if version(name)]
+    if len(found) == 2:
+        says = "mmcv-lite and mmcv are both installed and overwrite each other's files"
+    elif found:
+        says = shortcoming(needed[found[0]])
+    else:
+        says = needed and 'neither mmcv-lite nor mmcv is installed'
+    if says:
+        uninstall = f'pip uninstall -y {" ".join(found)} && ' if found else ''
+        yield Problem(says, f'{uninstall}pip install {quoted(needed[MMCV[0]])}')
+
+
+def check_torchvision() -> Iterator[Problem]:
+    """Check that torchvision, which is optional, is built for the installed torch."""
+    torch = version('torch')
+    for needed in requirements('torchvision'):
+        if torch and needed.name == 'torch' and shortcoming(needed):
+            yield Problem(
+                f'torchvision {version("torchvision")} requires {needed}, but torch '
+                f'{torch} is installed',
+                f'pip install torch=={Version(torch).public} torchvision',
+            )
+
+
+def check_use() -> Iterator[Problem]:
+    """Import what is built on the bases, and run a tiny Twins on each device."""
+    disabled = os.environ.get('MMSEG_TWINS_COMPAT') == '0'
+    for module in BUILT_ON_BASES:
+        if error := import_error(module):
+            fix = 'unset MMSEG_TWINS_COMPAT' if disabled else None
+            yield Problem(f'{module} cannot be imported: {error}', fix)
+            return
+    import torch
+
+    from ..models.backbones import SVT
+
+    devices = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
+    for device in devices + ['mps'] * torch.backends.mps.is_available():
+        try:
+            model = SVT('small', embed_dims=(8, 16, 24, 32), num_heads=(1, 2, 3, 4))
+            with torch.inference_mode():
+                model.to(device).eval()(torch.ones(1, 3, 64, 96, device=device))
+        except Exception as error:
+            fix = f'{REINSTALL} torch' if device.startswith('cuda') else None
+            yield Problem(f'a model does not run on {device}: {one_line(error)}', fix)
+
+
+def import_error(module: str) -> str | None:
+    """Import a module and return what goes wrong, if anything does."""
+    try:
+        imported = importlib.import_module(module)
+        if module == 'mmseg_twins.compat':
+            imported.activate()
+    # Some packages exit where they do not like what they find.
+    except (Exception, SystemExit) as error:
+        return one_line(error)
+    return None
+
+
+def version(distribution: str) -> str | None:
+    """Return a distribution's version, or None if it is not installed."""
+    try:
+        return metadata.version(distribution) or None
+    except (metadata.PackageNotFoundError, KeyError):  # KeyError: damaged metadata
+        return None
+
+
+def requirements(distribution: str) -> list[Requirement]:
+    """Return what a distribution requires, for its extras too."""
+    found = metadata.requires(distribution) if version(distribution) else None
+    return [Requirement(text) for text in found or ()]
+
+
+def shortcoming(needed: Requirement) -> str | None:
+    """Return a sentence if a requirement is not met."""
+    found = version(needed.name)
+    if found is None:
+        return f'{needed.name} is not installed'
+    if needed.specifier.contains(found, prereleases=True):
+        return None
+    return f'{needed.name} {needed.specifier} is required, but {found} is installed'
+
+
+def quoted(needed: Requirement) -> str:
+    """Return a requirement as a shell takes it, without its marker."""
+    return shlex.quote(f'{needed.name}{needed.specifier}')
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, shortened."""
+    return textwrap.shorten(str(error) or type(error).__name__, 200)
