@@ -86,12 +86,10 @@ def find_problems() -> list[Problem]:
     causes = [*check_requirements(), *check_mmcv(), *check_torchvision()]
     for module, distributions in BASES.items():
         name = next(filter(version, distributions), None)
-        error = import_error(module) if name else None
-        if error and 'libGL' in error:  # a machine without a display
-            fix = f'pip uninstall -y {name} && pip install opencv-python-headless'
-            causes.append(Problem(f'{module} cannot be imported: {error}', fix))
-        elif error:
+        if name and (error := import_error(module)):
             fix = f'{REINSTALL} {name}'
+            if 'libGL' in error:  # a machine without a display
+                fix = f'pip uninstall -y {name} && pip install opencv-python-headless'
             causes.append(Problem(f'{module} cannot be imported: {error}', fix))
     return causes or [*check_use()][:1]
 
@@ -110,13 +108,12 @@ def check_mmcv() -> Iterator[Problem]:
     """Check that there is one mmcv, with ops or without, in a version that works."""
     needed = {one.name: one for one in requirements(PACKAGE) if one.name in MMCV}
     found = [name for name in needed if version(name)]
+    says: str | None = 'neither mmcv-lite nor mmcv is installed'
     if len(found) == 2:
         says = "mmcv-lite and mmcv are both installed and overwrite each other's files"
     elif found:
         says = shortcoming(needed[found[0]])
-    else:
-        says = needed and 'neither mmcv-lite nor mmcv is installed'
-    if says:
+    if needed and says:
         uninstall = f'pip uninstall -y {" ".join(found)} && ' if found else ''
         yield Problem(says, f'{uninstall}pip install {quoted(needed[MMCV[0]])}')
 
@@ -145,14 +142,15 @@ def check_use() -> Iterator[Problem]:
 
     from ..models.backbones import SVT
 
-    devices = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
-    for device in devices + ['mps'] * torch.backends.mps.is_available():
+    for device in ('cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))):
         try:
-            model = SVT('small', embed_dims=(8, 16, 24, 32), num_heads=(1, 2, 3, 4))
+            model = SVT(
+                arch='small', embed_dims=(8, 16, 24, 32), num_heads=(1, 2, 3, 4)
+            )
             with torch.inference_mode():
                 model.to(device).eval()(torch.ones(1, 3, 64, 96, device=device))
         except Exception as error:
-            fix = f'{REINSTALL} torch' if device.startswith('cuda') else None
+            fix = None if device == 'cpu' else f'{REINSTALL} torch'
             yield Problem(f'a model does not run on {device}: {one_line(error)}', fix)
 
 
