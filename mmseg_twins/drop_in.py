@@ -1,6 +1,6 @@
-"""Replaces mmsegmentation's built-in ``PCPVT`` and ``SVT`` by this package's.
+"""Replace mmsegmentation's built-in ``PCPVT`` and ``SVT`` by this package's.
 
-For configs that nobody wants to edit::
+To keep existing configs unchanged::
 
     mim train mmsegmentation CONFIG --cfg-options \
         custom_imports.imports="['mmseg_twins.drop_in']"
@@ -12,10 +12,25 @@ built-in's.
 
 from __future__ import annotations
 
-import mmseg.models  # noqa: F401, registers the built-in classes that are replaced
+import inspect
+
+from mmseg.models import backbones as builtin_backbones
 from mmseg.registry import MODELS
 
-from .models.backbones import PCPVT, SVT
+from .models import backbones
 
-for backbone in (PCPVT, SVT):
-    MODELS.register_module(module=backbone, force=True)
+
+def with_positional_arguments(backbone: type, builtin: type) -> type:
+    """Return a subclass that also takes the built-in's arguments by position."""
+    names = list(inspect.signature(builtin).parameters)
+
+    def __init__(self, *args, **kwargs) -> None:  # noqa: N807
+        backbone.__init__(self, **dict(zip(names, args, strict=False)), **kwargs)
+
+    return type(backbone.__name__, (backbone,), {'__init__': __init__})
+
+
+PCPVT = with_positional_arguments(backbones.PCPVT, builtin_backbones.PCPVT)
+SVT = with_positional_arguments(backbones.SVT, builtin_backbones.SVT)
+for replacement in (PCPVT, SVT):
+    MODELS.register_module(module=replacement, force=True)

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,10 +168,13 @@ def without_heads(detected: Detected, state: Mapping[str, Tensor]) -> Detected:
 def target_shapes(
     state: Mapping[str, Tensor], renaming: Renaming
 ) -> dict[str, torch.Size]:
-    """Shapes by the target's names; those of merged tensors are left out."""
-    shapes = {renaming.target(name): tensor.shape for name, tensor in state.items()}
-    shapes.pop(None, None)
-    return shapes
+    """Return shapes by the target's names, without those of merged tensors."""
+    targets = {name: renaming.target(name) for name in state}
+    return {
+        target: state[name].shape
+        for name, target in targets.items()
+        if target is not None
+    }
 
 
 def check_kinds(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -329,7 +333,7 @@ def describe(report: Report, source: Source) -> dict:
         other entries, such as the optimizer) and, if the source has them,
         ``dataset_meta`` with ``classes`` and ``palette`` as mmengine writes them.
     """
-    meta = {
+    meta: dict[str, Any] = {
         'source': report.source,
         'source_sha256': report.source_sha256,
         'layout': report.found,

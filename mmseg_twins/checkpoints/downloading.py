@@ -100,8 +100,9 @@ def download(url: str, path: Path, prefix: str, *, progress: bool) -> None:
             check_digest(url, sha256(temporary), prefix)
             check_beginning(url, temporary)
     except (OSError, HTTPException) as error:
-        reason = error if isinstance(error, HTTPError) else None
-        reason = reason or getattr(error, 'reason', None) or error
+        # An HTTPError's reason lacks the status.
+        known = None if isinstance(error, HTTPError) else getattr(error, 'reason', None)
+        reason = known or error
         raise OSError(f'{url} could not be downloaded ({reason})') from None
 
 
@@ -144,8 +145,8 @@ def receive(response: HTTPResponse, path: Path, name: str, progress: bool) -> No
     Raises:
         CheckpointError: it is shorter than the server said.
     """
-    size = response.headers.get('Content-Length')
-    size = int(size) if size and size.isdigit() else None
+    stated = response.headers.get('Content-Length')
+    size = int(stated) if stated and stated.isdigit() else None
     console = Console(stderr=True)
     shown = wrap_file(
         response,

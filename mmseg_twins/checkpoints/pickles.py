@@ -235,7 +235,7 @@ def allowed_names() -> set[str]:
 
 def allow_harmless_classes() -> None:
     """Add what mmengine's checkpoints hold to PyTorch's list of safe globals."""
-    functions = {'_reconstruct': empty_array, 'scalar': number}
+    functions: dict[str, Callable] = {'_reconstruct': empty_array, 'scalar': number}
     # States are given to objects of these classes only. The names are none that a
     # pickle can ask for, so that it cannot call the classes.
     types = {
@@ -243,7 +243,7 @@ def allow_harmless_classes() -> None:
         for dtype in map(np.dtype, np.typecodes['All'])
         if dtype.kind in NUMBERS
     }
-    stateful = [np.ndarray, *types]
+    stateful: list[type] = [np.ndarray, *types]
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,

@@ -27,7 +27,7 @@ class Conv2d(nn.Conv2d):
 
 def is_plain_conv3x3(conv: nn.Module) -> bool:
     """Return whether a layer is a 3x3 convolution defined by its weights alone."""
-    return (
+    return bool(
         type(conv) in (nn.Conv2d, Conv2d)
         and conv.kernel_size == (3, 3)
         and conv.stride == conv.padding == conv.dilation == (1, 1)

@@ -48,7 +48,8 @@ def on_cpu(x: Tensor, *parameters: Tensor) -> Tensor:
     """Compute the MLP chunk by chunk; see :func:`mmseg_twins.ops.mlp`."""
     if torch.is_autocast_enabled('cpu'):
         dtype = compute_dtype(x)
-        x, *parameters = (tensor.to(dtype) for tensor in (x, *parameters))
+        x = x.to(dtype)
+        parameters = tuple(parameter.to(dtype) for parameter in parameters)
     with torch.autocast('cpu', enabled=False):
         return _ChunkedMLP.apply(x.flatten(0, -2), *parameters).view_as(x)
 

@@ -6,8 +6,6 @@ Where ``torch.export`` leaves a size open, the versions here compute them from i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,7 +34,7 @@ def pad_to_patches(x: Tensor, kernel_size: int, stride: int) -> Tensor:
     return F.pad(x, (0, right, 0, bottom)) if right or bottom else x
 
 
-def adaptive_avg_pool(x: Tensor, output_size: int | Sequence[int]) -> Tensor:
+def adaptive_avg_pool(x: Tensor, output_size: int | tuple[int, int]) -> Tensor:
     """Compute ``adaptive_avg_pool2d(x, output_size)``; x is (B, C, H, W)."""
     if not is_open(*x.shape[2:]):
         return F.adaptive_avg_pool2d(x, output_size)

@@ -73,8 +73,8 @@ def portable(
             y = torch.bmm(columns.expand(b * h, -1, -1), y)  # (B, h), W, O
             products.append(y.reshape(b, h, width * o))
     out = out.permute(0, 2, 3, 1).reshape(b, height, width * o)
-    rows = torch.cat(rows, dim=1).expand(b, -1, -1)
-    out = torch.baddbmm(out, rows, torch.cat(products, dim=1))
+    matrices = torch.cat(rows, dim=1).expand(b, -1, -1)
+    out = torch.baddbmm(out, matrices, torch.cat(products, dim=1))
     return out.view(b, height, width, o).permute(0, 3, 1, 2)
 
 

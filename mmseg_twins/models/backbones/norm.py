@@ -12,7 +12,7 @@ CHANNEL_FIRST = ('BN', 'BN1d', 'BN2d', 'BN3d', 'SyncBN', 'MMSyncBN', 'GN', 'IN',
 
 
 def build_norm(norm_cfg: dict, embed_dims: int, *, eps: float) -> nn.Module:
-    """Builds the normalization of ``embed_dims`` channels, the tokens' last axis.
+    """Build the normalization of ``embed_dims`` channels, the tokens' last axis.
 
     Args:
         norm_cfg: as mmcv's ``build_norm_layer`` takes it; ``requires_grad`` too.

@@ -1,4 +1,4 @@
-"""Checks a pretrained checkpoint before mmengine loads it into a backbone.
+"""Check of a pretrained checkpoint before mmengine loads it into a backbone.
 
 mmengine loads ``init_cfg=dict(type='Pretrained', ...)`` without strictness: a file
 whose names do not fit leaves random weights and a line in the log. Here it is an
@@ -15,14 +15,15 @@ from mmengine.model.weight_init import PretrainedInit
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ...errors import SettingError
+from ...state_dicts import compare
 
 # What an ImageNet checkpoint may lack: SVT's norms after the stages are new in
 # segmentation.
-MAY_BE_MISSING = 'norm_list.'
+ALLOWED_MISSING = 'norm_list.'
 
 
 def check_pretrained(backbone: BaseModule) -> None:
-    """Checks every ``Pretrained`` entry of a backbone's ``init_cfg``.
+    """Check every ``Pretrained`` entry of a backbone's ``init_cfg``.
 
     Args:
         backbone: its ``init_cfg`` is read; its first patch embedding may have
@@ -39,25 +40,23 @@ def check_pretrained(backbone: BaseModule) -> None:
 
 
 def check_checkpoint(backbone: BaseModule, source: str, prefix: str | None) -> None:
-    """Checks one checkpoint, as :func:`check_pretrained` says."""
+    """Check one checkpoint, as :func:`check_pretrained` says."""
     if '://' not in str(source) and not Path(source).is_file():
         raise FileNotFoundError(
             f'init_cfg.checkpoint={str(source)!r} is no file; give the path or URL of '
             'a checkpoint, or init_cfg=None for random weights'
         )
     loaded = CheckpointLoader.load_checkpoint(str(source), map_location='cpu')
-    state = loaded.get('state_dict', loaded)
     prefix = f'{prefix.rstrip(".")}.' if prefix else ''
     found = {
-        name.removeprefix(prefix): value.shape
-        for name, value in state.items()
+        name.removeprefix(prefix): value
+        for name, value in loaded.get('state_dict', loaded).items()
         if name.startswith(prefix) and hasattr(value, 'shape')
     }
-    wanted = {name: value.shape for name, value in backbone.state_dict().items()}
+    wanted = backbone.state_dict()
+    differences = compare(wanted, found)
     missing = [
-        name
-        for name in wanted
-        if name not in found and not name.startswith(MAY_BE_MISSING)
+        name for name in differences.missing if not name.startswith(ALLOWED_MISSING)
     ]
     if missing:
         raise SettingError(
@@ -67,18 +66,16 @@ def check_checkpoint(backbone: BaseModule, source: str, prefix: str | None) -> N
             'tools/model_converters/twins2mmseg.py, and name the part of a segmentor '
             "with init_cfg=dict(..., prefix='backbone.')"
         )
-    for name in wanted.keys() & found.keys():
-        if found[name] == wanted[name]:
-            continue
+    for name, (given, expected) in differences.mismatched.items():
         if name == 'patch_embeds.0.projection.weight' and backbone.in_channels != 3:
             print_log(
-                f'{name} of {source} is for {found[name][1]} image channels, not '
+                f'{name} of {source} is for {given[1]} image channels, not '
                 f'{backbone.in_channels}, and keeps its random initialization',
                 logger='current',
             )
             continue
         raise SettingError(
             f'init_cfg.checkpoint={str(source)!r} is of another size: {name!r} is '
-            f'{tuple(found[name])} there and {tuple(wanted[name])} in this '
+            f'{tuple(given)} there and {tuple(expected)} in this '
             f'{type(backbone).__name__}; give the checkpoint of the same arch'
         )

@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ...errors import SettingError
 
@@ -45,12 +46,12 @@ class Sizes:
 
     @property
     def num_stages(self) -> int:
-        """Number of stages."""
+        """Return the number of stages."""
         return len(self.depths)
 
     @property
     def min_image_side(self) -> int:
-        """Smallest image side in pixels of which every stage keeps a token."""
+        """Return the smallest image side in pixels of which every stage keeps a token."""
         return max(
             math.prod(self.strides[: stage + 1]) * ratio
             for stage, ratio in enumerate(self.sr_ratios)
@@ -80,9 +81,9 @@ SVT_SIZES = {
 def choose_sizes(
     table: Mapping[str | None, Sizes],
     arch: str | None,
-    given: Mapping[str, Sequence[float] | bool],
+    given: Mapping[str, Any],
 ) -> Sizes:
-    """A row of a family's table, with what the user gives in its place.
+    """Return a row of a family's table, with what the user gives in its place.
 
     Args:
         table: the family's sizes, by ``arch``.
@@ -127,7 +128,7 @@ def choose_sizes(
 
 
 def as_stages(name: str, value: Sequence[float]) -> tuple[float, ...]:
-    """``value`` as a tuple of positive numbers, one per stage.
+    """Return ``value`` as a tuple of positive numbers, one per stage.
 
     Raises:
         SettingError: it is no list of positive numbers; all but ``mlp_ratios`` are
@@ -147,7 +148,7 @@ def as_stages(name: str, value: Sequence[float]) -> tuple[float, ...]:
 
 
 def check_sizes(sizes: Sizes) -> None:
-    """Checks what the fields of ``sizes`` have to do with one another.
+    """Check what the fields of ``sizes`` have to do with one another.
 
     Raises:
         SettingError: the fields have different numbers of stages, or the heads of a

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from mmengine.model import BaseModule
@@ -57,7 +57,7 @@ class Twins(BaseModule):
         pretrained: deprecated, a checkpoint; give ``init_cfg``.
         init_cfg: initialization, as mmengine takes it, such as
             ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``.
-        sizes: fields of :class:`~.sizes.Sizes` that override those of ``arch``:
+        given_sizes: fields of :class:`~.sizes.Sizes` that override those of ``arch``:
             embed_dims, num_heads, mlp_ratios, depths, sr_ratios, window_sizes (SVT),
             patch_sizes, strides (a value per stage), qkv_bias.
 
@@ -84,10 +84,10 @@ class Twins(BaseModule):
         with_cp: bool = False,
         pretrained: str | None = None,
         init_cfg: dict | list[dict] | None = None,
-        **sizes: Sequence[float] | bool,
+        **given_sizes: Any,
     ) -> None:
         super().__init__(init_cfg=init_cfg_with_pretrained(init_cfg, pretrained))
-        sizes = choose_sizes(self.size_table, arch, sizes)
+        sizes = choose_sizes(self.size_table, arch, given_sizes)
         check_rates(
             drop_rate=drop_rate,
             attn_drop_rate=attn_drop_rate,
@@ -144,7 +144,7 @@ class Twins(BaseModule):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Computes the pyramid of feature maps.
+        """Compute the pyramid of feature maps.
 
         Args:
             x: images, (B, in_channels, H, W).
@@ -180,7 +180,7 @@ class Twins(BaseModule):
         return tuple(maps)
 
     def init_weights(self) -> None:
-        """Initializes as the official code does, then as ``init_cfg`` says.
+        """Initialize as the official code does, then as ``init_cfg`` says.
 
         Raises:
             FileNotFoundError: ``init_cfg`` names a checkpoint that does not exist.
@@ -193,7 +193,7 @@ class Twins(BaseModule):
         super().init_weights()
 
     def train(self, mode: bool = True) -> Twins:
-        """Sets training or evaluation mode; what is frozen stays in evaluation."""
+        """Set training or evaluation mode; what is frozen stays in evaluation."""
         super().train(mode)
         self._freeze()
         if self.norm_eval:
@@ -272,9 +272,9 @@ class SVT(Twins):
 
 
 def build_attention(
-    sizes: Sizes, stage: int, index: int, *, norm_cfg: Mapping, **rates: float
+    sizes: Sizes, stage: int, index: int, *, norm_cfg: dict, **rates: float
 ) -> LSA | GSA:
-    """The attention of block ``index`` of a stage: SVT's even blocks are local."""
+    """Return the attention of a stage's block; SVT's even blocks are local."""
     dims, heads = sizes.embed_dims[stage], sizes.num_heads[stage]
     if sizes.window_sizes and index % 2 == 0:
         window_size = sizes.window_sizes[stage]
@@ -290,7 +290,7 @@ def build_attention(
 
 
 def init_as_official(module: nn.Module) -> None:
-    """Initializes one layer as ``_init_weights`` of the official ``gvt.py`` does."""
+    """Initialize one layer as ``_init_weights`` of the official ``gvt.py`` does."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -310,7 +310,15 @@ def init_as_official(module: nn.Module) -> None:
 def init_cfg_with_pretrained(
     init_cfg: dict | list[dict] | None, pretrained: str | None
 ) -> dict | list[dict] | None:
-    """``init_cfg``, or the one that the deprecated ``pretrained`` stands for."""
+    """Return ``init_cfg``, or the one that the deprecated ``pretrained`` stands for."""
+    entries = init_cfg if isinstance(init_cfg, list) else [init_cfg]
+    if init_cfg is not None and not all(
+        isinstance(entry, dict) and 'type' in entry for entry in entries
+    ):
+        raise SettingError(
+            f'init_cfg={init_cfg!r}; give None, or a dict with a type such as '
+            "dict(type='Pretrained', checkpoint=PATH_OR_URL), or a list of such"
+        )
     if pretrained is None:
         return init_cfg
     if init_cfg is not None:
@@ -330,19 +338,20 @@ def init_cfg_with_pretrained(
 def choose_out_indices(
     out_indices: Sequence[int] | None, num_stages: int
 ) -> tuple[int, ...]:
-    """The stages to return, checked; all for None."""
+    """Return the checked stages; all for None."""
     if out_indices is None:
         return tuple(range(num_stages))
-    indices = tuple(out_indices)
-    if not indices or not all(0 <= index < num_stages for index in indices):
+    indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
+    if not indices or not all(index in range(num_stages) for index in indices):
         raise SettingError(
-            f'out_indices={out_indices!r}; give stages from 0 to {num_stages - 1}'
+            f'out_indices={out_indices!r}; give a list of stages, each from 0 to '
+            f'{num_stages - 1}'
         )
     return indices
 
 
 def check_frozen_stages(frozen_stages: int, num_stages: int) -> int:
-    """``frozen_stages``, checked."""
+    """Return the checked ``frozen_stages``."""
     if not -1 <= frozen_stages <= num_stages:
         raise SettingError(
             f'frozen_stages={frozen_stages}; give -1 (nothing) to {num_stages} (all)'
@@ -351,7 +360,7 @@ def check_frozen_stages(frozen_stages: int, num_stages: int) -> int:
 
 
 def check_rates(**rates: float) -> None:
-    """Checks that dropout rates lie in [0, 1)."""
+    """Check that dropout rates lie in [0, 1)."""
     for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise SettingError(f'{name}={rate!r}; give a rate from 0 to below 1')

@@ -59,7 +59,7 @@ class CrossEntropyMixin:
         }
 
 
-def plain_cross_entropy(head: nn.Module) -> CrossEntropyLoss | None:
+def plain_cross_entropy(head: CrossEntropyMixin) -> CrossEntropyLoss | None:
     """Return the head's loss if it is nothing but the mean of a cross entropy."""
     criterion = head.loss_decode
     if isinstance(criterion, nn.ModuleList):
