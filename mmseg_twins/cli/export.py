@@ -76,9 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    # What `read_config` asks for and an export has no use for.
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
-    parser.add_argument('config', help='path of the config, such as configs/NAME.py')
+    cli.add_config_arguments(parser)
     parser.add_argument(
         'checkpoint',
         help=f'path or URL of the checkpoint, or `{NO_CHECKPOINT}` for random weights '
@@ -136,14 +134,6 @@ def make_parser() -> argparse.ArgumentParser:
         help=f'time the file and PyTorch on the CPU, {RUNS} runs each in turns',
     )
     parser.add_argument('--force', action='store_true', help='replace OUT if it exists')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=cli.OptionsAction,
-        metavar='KEY=VALUE',
-        help='settings that replace those of the config, such as '
-        'model.decode_head.type=UPerHead',
-    )
     return parser
 
 

@@ -1,12 +1,12 @@
-"""Which images are predicted, and where the results go."""
+"""Which images are predicted, and where the results are written."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,16 +14,15 @@ import numpy as np
 from ..checkpoints.writing import replacing
 from .common import require_file
 
-#: Endings of what a folder is searched for, in small letters.
+#: Suffixes, in lower case, of the files that a folder is searched for.
 SUFFIXES = (
     '.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'
 )  # fmt: skip
 SHOWN = 3
 
 
-@dataclass(frozen=True)
-class Job:
-    """An image and the files that its prediction becomes."""
+class Job(NamedTuple):
+    """An image and the files that its prediction is written to."""
 
     image: Path
     overlay: Path
@@ -33,90 +32,83 @@ class Job:
 def find_images(
     given: Iterable[str], *, recursive: bool = False, skip: Path | None = None
 ) -> list[Path]:
-    """Lists the images that paths stand for, each one once.
+    """List image files, each one once.
 
     Args:
-        given: Image files, of whatever ending, and folders, of which the files with
-            one of ``SUFFIXES`` are meant.
-        recursive: Whether folders inside folders are searched too.
-        skip: A folder that is left out of such a search, for earlier results.
-
-    Returns:
-        The files, those of a folder sorted by name.
+        given: files, with any suffix, and folders, of which the files with one of
+            ``SUFFIXES`` are taken, sorted by name.
+        recursive: whether to search subfolders.
+        skip: a folder of earlier results, which is not searched.
 
     Raises:
-        FileNotFoundError: A path does not exist, or a folder has no images.
+        FileNotFoundError: a path does not exist, or a folder has no images.
     """
     images: dict[Path, Path] = {}
     for name in given:
         path = Path(name)
-        found = [path]
-        if path.is_dir():
-            found = _search(path, recursive, skip)
-            if not found:
-                hint = '' if recursive else '; --recursive looks into its folders'
-                raise FileNotFoundError(
-                    f'image: the folder {name!r} has no files that end in '
-                    f'{" ".join(SUFFIXES)}{hint}'
-                )
-        else:
+        if not path.is_dir():
             require_file(name, 'image', suffix=path.suffix)
+            found = [path]
+        elif not (found := search(path, recursive, skip and skip.resolve())):
+            hint = '' if recursive else '; --recursive searches its subfolders'
+            raise FileNotFoundError(
+                f'image: the folder {name!r} has no files that end in '
+                f'{" ".join(SUFFIXES)}{hint}'
+            )
         for image in found:
             images.setdefault(image.resolve(), image)
     return list(images.values())
 
 
-def _search(folder: Path, recursive: bool, skip: Path | None) -> list[Path]:
-    skip = skip and skip.resolve()
+def search(folder: Path, recursive: bool, skip: Path | None) -> list[Path]:
+    """List the images of a folder, sorted by name."""
     return sorted(
         path
         for path in folder.glob('**/*' if recursive else '*')
         if path.suffix.lower() in SUFFIXES
         and path.is_file()
-        and (skip is None or skip not in path.resolve().parents)
+        and skip not in path.resolve().parents
     )
 
 
 def plan_jobs(images: Sequence[Path], out_dir: Path, *, force: bool) -> list[Job]:
-    """Names the files of each image's results.
+    """Choose the files that each image's results are written to.
 
-    Below ``overlays`` and ``labels``, results lie as the images do below the folder
-    that they share, so that images of the same name stay apart. Those that differ in
-    their ending only keep it: ``street.jpg.png``.
+    Below ``overlays`` and ``labels``, results have the paths that the images have below
+    their common folder, so that images of the same name stay apart. Images that differ
+    in the suffix only keep it: ``street.jpg.png``.
 
     Args:
-        images: Each one once.
-        out_dir: Folder of all results.
-        force: Whether results that are there may be replaced.
-
-    Returns:
-        One job for each image.
+        images: each one once.
+        out_dir: folder of all results.
+        force: whether existing results may be overwritten.
 
     Raises:
-        FileExistsError: Results are there, and ``force`` is not given.
-        ValueError: A result would replace one of the images.
+        FileExistsError: results exist, without ``force``.
+        ValueError: a result would overwrite one of the images.
     """
     paths = [Path(os.path.abspath(image)) for image in images]
     shared = os.path.commonpath([path.parent for path in paths])
     names = [path.relative_to(shared) for path in paths]
-    # Some file systems do not tell large letters from small ones.
+    # Some file systems ignore case.
     stems = Counter(str(name.with_suffix('')).lower() for name in names)
     jobs = []
     for image, name in zip(images, names, strict=True):
-        alone = stems[str(name.with_suffix('')).lower()] == 1
-        name = Path(f'{name.with_suffix("") if alone else name}.png')
+        is_unique = stems[str(name.with_suffix('')).lower()] == 1
+        name = Path(f'{name.with_suffix("") if is_unique else name}.png')
         jobs.append(Job(image, out_dir / 'overlays' / name, out_dir / 'labels' / name))
-    _check_targets(jobs, force)
+    check_targets(jobs, force)
     return jobs
 
 
-def _check_targets(jobs: Sequence[Job], force: bool) -> None:
+def check_targets(jobs: Sequence[Job], force: bool) -> None:
+    """Check that no file is overwritten unasked, and no image in any case."""
     targets = [path for job in jobs for path in (job.overlay, job.labels)]
     images = {job.image.resolve() for job in jobs}
     for path in targets:
         if path.resolve() in images:
             raise ValueError(
-                f'--out-dir: the result {path} would replace the image of that name; '
+                f'--out-dir: the result {path} would overwrite the image of that name; '
                 'give another folder'
             )
     taken = [str(path) for path in targets if path.exists()]
@@ -125,26 +117,26 @@ def _check_targets(jobs: Sequence[Job], force: bool) -> None:
         raise FileExistsError(
             f'--out-dir: {len(taken)} of the {len(targets)} result files exist already '
             f'({", ".join(taken[:SHOWN])}{more}); give another folder, or --force to '
-            'replace them'
+            'overwrite them'
         )
 
 
 def write_png(path: Path, pixels: np.ndarray, *, force: bool) -> None:
-    """Writes a PNG file, which appears complete or not at all.
+    """Write a PNG file atomically, and create its folder.
 
     Args:
-        path: Its folder is made.
+        path: the file.
         pixels: (H, W) uint8 or uint16, or (H, W, 3) uint8, RGB.
-        force: Whether a file that is there may be replaced.
+        force: whether an existing file may be overwritten.
 
     Raises:
-        OSError: It cannot be written, or is there without ``force``.
+        OSError: it cannot be written, or exists without ``force``.
     """
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    fine, encoded = cv2.imencode('.png', pixels)
-    if not fine:
+    is_encoded, content = cv2.imencode('.png', pixels)
+    if not is_encoded:
         raise OSError(f'OpenCV cannot encode {path}')
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, force=force) as temporary:
-        temporary.write_bytes(encoded.tobytes())
+        temporary.write_bytes(content.tobytes())

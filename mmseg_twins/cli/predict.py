@@ -1,12 +1,12 @@
-"""Look at results: `python tools/predict.py CONFIG CHECKPOINT IMAGES --out-dir DIR`.
+"""Predict images: `python tools/predict.py CONFIG CHECKPOINT IMAGES --out-dir DIR`.
 
-For each image, DIR/overlays gets a picture of the classes over the image, with a
-legend of names, colours and shares of the pixels, and DIR/labels a PNG of one channel
-that has the number of each pixel's class: 0 is the first one, and no number means
-ignored. Files appear complete or not at all, and none is replaced without --force.
+For each image, writes two PNG files: an overlay of the predicted classes on the image,
+with a legend of names, colors and shares of the pixels, to DIR/overlays, and a
+single-channel label map, whose classes count from 0, to DIR/labels. Writes are atomic
+and never overwrite a file without --force.
 
-The exit status is 0 if all images are done, 1 if some could not be read (they are
-named, the others are done), 2 for wrong arguments, 130 after Ctrl-C.
+exit status: 0 if all images were predicted; 1 if some could not be read, which are
+named and skipped; 2 for invalid arguments; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,22 +26,19 @@ from .image_files import Job, find_images, plan_jobs, write_png
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Makes the parser of the command line."""
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog='predict.py',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', help='path of the config, such as configs/NAME.py')
+    cli.add_config_arguments(parser)
     parser.add_argument(
         'checkpoint',
         help="path or URL of a segmentor's checkpoint, such as work_dirs/NAME/X.pth",
     )
     parser.add_argument(
-        'images',
-        nargs='+',
-        metavar='image',
-        help='image file, or folder of such',
+        'images', nargs='+', metavar='image', help='image file, or folder of images'
     )
     parser.add_argument(
         '--out-dir', required=True, metavar='DIR', help='folder for the results'
@@ -51,40 +48,32 @@ def make_parser() -> argparse.ArgumentParser:
         type=fraction,
         default=0.6,
         metavar='0..1',
-        help='of the classes over the image (default: %(default)s)',
+        help='opacity of the overlay; less makes it more transparent (default: '
+        '%(default)s)',
     )
     parser.add_argument(
-        '--recursive', action='store_true', help='search the folders in folders too'
+        '--recursive', action='store_true', help='search folders recursively'
     )
     parser.add_argument(
-        '--force', action='store_true', help='replace results that are there'
+        '--force', action='store_true', help='overwrite existing results'
     )
     parser.add_argument(
         '--tta',
         action='store_true',
-        help="average predictions at the scales of the config's tta_pipeline, mirrored "
-        'too',
+        help="average predictions over the scales and flips of the config's "
+        'tta_pipeline (test-time augmentation)',
     )
     parser.add_argument(
         '--device',
         choices=DEVICES,
         default='auto',
-        help='where to compute; auto is a CUDA GPU where there is one (default: auto)',
+        help='device to run on; auto is a CUDA GPU if there is one (default: auto)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=cli.OptionsAction,
-        metavar='KEY=VALUE',
-        help='settings that replace those of the config',
-    )
-    # What `cli.read_config` also wants to know of commands that run a runner.
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     return parser
 
 
 def fraction(value: str) -> float:
-    """A number from 0 to 1."""
+    """Parse a number from 0 to 1."""
     try:
         number = float(value)
     except ValueError:
@@ -95,7 +84,7 @@ def fraction(value: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the arguments and predicts; returns the exit status."""
+    """Run the command; return the exit status."""
     parser = make_parser()
     args = parser.parse_args(argv)
     try:
@@ -113,7 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         parser.exit(1, f'{parser.prog}: error: {error}\n')
     except KeyboardInterrupt:
-        parser.exit(130, f'{parser.prog}: interrupted; the files so far are whole\n')
+        parser.exit(
+            130, f'{parser.prog}: interrupted; the results so far are complete\n'
+        )
 
 
 def predict(
@@ -122,7 +113,7 @@ def predict(
     jobs: list[Job],
     args: argparse.Namespace,
 ) -> int:
-    """Predicts images one by one; returns the exit status."""
+    """Predict images one by one; return the exit status."""
     failed = 0
     console = Console(stderr=True)
     for job in track(jobs, description='Predicting', console=console):

@@ -1,6 +1,6 @@
 """Evaluate a segmentor: `python tools/test.py configs/NAME.py CHECKPOINT`.
 
-Takes the arguments of mmsegmentation's tool of the same name and needs no mim. On
+Takes the arguments of mmsegmentation's tool of the same name and works without mim. On
 several GPUs, or in several processes on the CPU:
 `torchrun --nproc-per-node 8 tools/test.py configs/NAME.py CHECKPOINT`.
 """
@@ -8,13 +8,19 @@ several GPUs, or in several processes on the CPU:
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from mmengine.config import Config
+
+from ..errors import CheckpointError, SettingError
 from . import common as cli
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Makes the parser of the command line."""
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog='test.py',
         description=__doc__,
@@ -27,12 +33,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--tta',
         action='store_true',
-        help='evaluate at several scales and mirrored, and average the predictions',
+        help='average predictions over several scales and flips (test-time '
+        'augmentation)',
     )
     parser.add_argument(
         '--out',
         metavar='FOLDER',
-        help='new folder for the predicted class maps, one PNG file per image',
+        help='new folder for the predicted label maps, one PNG file per image',
     )
     parser.add_argument(
         '--show', action='store_true', help='show each prediction in a window'
@@ -40,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--show-dir',
         metavar='FOLDER',
-        help='folder for drawings of the predictions (in vis_data/vis_image there)',
+        help='folder for drawings of the predictions (in vis_data/vis_image)',
     )
     parser.add_argument(
         '--wait-time',
@@ -53,21 +60,71 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the arguments and evaluates."""
+    """Run the command."""
     parser = make_parser()
     args = parser.parse_args(argv)
     with cli.one_sentence_errors(parser):
-        cfg = cli.read_config(args)
+        cfg = cli.read_run_config(args)
         cfg.load_from = cli.require_checkpoint(args.checkpoint)
         cli.require_data(cfg, 'test_dataloader')
         if args.tta:
             cli.use_test_time_augmentation(cfg)
         if args.out is not None:
-            cli.write_predictions(cfg, args.out)
+            write_predictions(cfg, args.out)
         if args.show or args.show_dir is not None:
-            cli.draw_predictions(
+            draw_predictions(
                 cfg, show=args.show, folder=args.show_dir, wait_time=args.wait_time
             )
-    with cli.setting_errors(parser):
+    # Other errors of a run keep their traceback: they need not be the user's.
+    with cli.one_sentence_errors(parser, (SettingError, CheckpointError)):
         cli.build_runner(cfg).test()
     return 0
+
+
+def write_predictions(cfg: Config, folder: str) -> None:
+    """Set the evaluators for ``--out``.
+
+    Args:
+        cfg: of a test.
+        folder: must be new or empty: predictions have the names of the images, and so
+            have annotations.
+
+    Raises:
+        ValueError: the folder is not empty.
+    """
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(
+            f'--out: {folder!r} is not empty; give a new folder, so that nothing in '
+            'it is overwritten'
+        )
+    evaluators = cfg.test_evaluator
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        evaluator['output_dir'] = folder
+        evaluator['keep_results'] = True
+
+
+def draw_predictions(
+    cfg: Config, *, show: bool, folder: str | None, wait_time: float
+) -> None:
+    """Set the visualization hook for ``--show``, ``--show-dir`` and ``--wait-time``.
+
+    Raises:
+        ValueError: the config has no visualization hook, or there is no display.
+    """
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise ValueError(
+            '--show and --show-dir: the config has no default_hooks.visualization, '
+            "such as dict(type='SegVisualizationHook')"
+        )
+    has_display = os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')
+    if show and sys.platform.startswith('linux') and not has_display:
+        raise ValueError(
+            '--show: there is no display; --show-dir FOLDER writes the drawings to '
+            'files'
+        )
+    # By default the hook draws every 50th image only.
+    hook.update(draw=True, interval=1, show=show, wait_time=wait_time)
+    if folder is not None:
+        cfg.visualizer.save_dir = folder

@@ -1,6 +1,6 @@
 """Train a segmentor: `python tools/train.py configs/NAME.py`.
 
-Takes the arguments of mmsegmentation's tool of the same name and needs no mim. On
+Takes the arguments of mmsegmentation's tool of the same name and works without mim. On
 several GPUs, or in several processes on the CPU:
 `torchrun --nproc-per-node 8 tools/train.py configs/NAME.py`.
 """
@@ -8,13 +8,21 @@ several GPUs, or in several processes on the CPU:
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
+from mmengine.config import Config
+from mmengine.device import get_device
+
+from ..checkpoints.reading import read_checkpoint
+from ..engine.latest import find_whole_checkpoint
+from ..errors import CheckpointError, SettingError
 from . import common as cli
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Makes the parser of the command line."""
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog='train.py',
         description=__doc__,
@@ -24,47 +32,155 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--resume',
         action='store_true',
-        help='continue from the latest checkpoint in the work dir that is whole; '
-        'without this, checkpoints found there are moved to a folder of their own',
+        help='resume from the latest intact checkpoint in the work dir; without this '
+        'option, existing checkpoints are moved to a subfolder',
     )
     parser.add_argument(
         '--amp',
         action='store_true',
         help='train in mixed precision (needs a GPU; --cfg-options '
-        'optim_wrapper.type=mmseg_twins.BF16OptimWrapper trains in bf16 without one)',
+        'optim_wrapper.type=mmseg_twins.BF16OptimWrapper trains in bf16 on the CPU)',
     )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate linearly from the batch size that it is meant '
-        'for to the one of this run',
+        help="scale the learning rate from the config's base batch size to the batch "
+        'size of this run',
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the arguments and trains."""
+    """Run the command."""
     parser = make_parser()
     args = parser.parse_args(argv)
     with cli.one_sentence_errors(parser):
-        cfg = cli.read_config(args)
+        cfg = cli.read_run_config(args)
         cli.require_data(cfg, 'train_dataloader', 'val_dataloader')
         if cfg.get('load_from'):
             cli.require_checkpoint(cfg.load_from, 'load_from')
         if args.amp:
-            cli.use_mixed_precision(cfg)
+            use_mixed_precision(cfg)
         if args.auto_scale_lr:
-            cli.scale_learning_rate(cfg)
-        if args.resume:
-            cfg.resume = True
-        if not cfg.get('resume'):
-            folder = cli.set_aside_checkpoints(cfg)
+            scale_learning_rate(cfg)
+        cfg.resume = args.resume or cfg.get('resume', False)
+        if not cfg.resume:
+            folder = set_aside_checkpoints(cfg)
             if folder is not None:
                 print(f'checkpoints of an earlier run were moved to {folder}')
         elif cfg.get('load_from'):
-            cli.require_training_state(cfg.load_from)
-        elif not cli.resume_from_whole_checkpoint(cfg):
-            print(f'nothing to resume in {cfg.work_dir}: training begins at the start')
-    with cli.setting_errors(parser):
+            require_training_state(cfg.load_from)
+        elif not resume_from_whole_checkpoint(cfg):
+            print(f'nothing to resume in {cfg.work_dir}: training starts anew')
+    # Other errors of a run keep their traceback: they need not be the user's.
+    with cli.one_sentence_errors(parser, (SettingError, CheckpointError)):
         cli.build_runner(cfg).train()
     return 0
+
+
+def use_mixed_precision(cfg: Config) -> None:
+    """Set ``optim_wrapper`` for ``--amp``.
+
+    Raises:
+        ValueError: there is no GPU, or the config has a wrapper of its own.
+    """
+    if get_device() in ('cpu', 'mps'):
+        raise ValueError(
+            '--amp: mmengine trains in mixed precision on a GPU only, and this '
+            'machine has none; --cfg-options '
+            'optim_wrapper.type=mmseg_twins.BF16OptimWrapper trains in bf16 without '
+            'one'
+        )
+    wrapper = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(
+            f'--amp: the config has optim_wrapper.type {wrapper!r}; mixed precision '
+            "can replace 'OptimWrapper' only"
+        )
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def scale_learning_rate(cfg: Config) -> None:
+    """Enable ``auto_scale_lr`` for ``--auto-scale-lr``.
+
+    Raises:
+        ValueError: the config has no base batch size.
+    """
+    if not cfg.get('auto_scale_lr', {}).get('base_batch_size'):
+        raise ValueError(
+            '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size, the '
+            'batch size that its learning rate is meant for'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def set_aside_checkpoints(cfg: Config) -> Path | None:
+    """Move the checkpoints of an earlier run, which a new run would overwrite.
+
+    Returns:
+        The new folder inside ``cfg.work_dir`` that has them now; None if there were
+        none, or if another process moves them.
+
+    Raises:
+        ValueError: ``cfg.load_from`` is one of them.
+    """
+    work_dir = Path(cfg.work_dir)
+    checkpoints = sorted(work_dir.glob('*.pth'))
+    if not checkpoints:
+        return None
+    start = cfg.get('load_from')
+    if start and any(Path(start).resolve() == file.resolve() for file in checkpoints):
+        raise ValueError(
+            f'load_from: {start!r} lies in the work_dir, whose checkpoints the new run '
+            'would replace; give another --work-dir, or continue the run with --resume'
+        )
+    # Distributed training is not set up yet.
+    ranks = map(os.environ.get, ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
+    if int(next(filter(None, ranks), 0)) != 0:
+        return None
+    number = 1
+    while (folder := work_dir / f'earlier_{number}').exists():
+        number += 1
+    folder.mkdir()
+    notes = [work_dir / name for name in ('last_checkpoint', 'last_validation')]
+    for file in [*checkpoints, *notes]:
+        if file.exists():
+            file.rename(folder / file.name)
+    return folder
+
+
+def require_training_state(given: str) -> None:
+    """Check that training can resume from a checkpoint, unless it is a URL.
+
+    Raises:
+        ValueError: the checkpoint cannot be read, or has weights only.
+    """
+    if '://' in given or not Path(given).is_file():
+        return
+    weights_only = given.endswith('.safetensors')
+    content = {} if weights_only else read_checkpoint(Path(given), map_location='meta')
+    missing = [key for key in ('meta', 'optimizer') if key not in content]
+    if missing:
+        raise ValueError(
+            f'--resume: {given!r} has no {" and no ".join(missing)}: it holds weights, '
+            'not the state of a training; leave --resume out to start with them, or '
+            'add --cfg-options load_from=None to resume from the latest checkpoint in '
+            'the work dir'
+        )
+
+
+def resume_from_whole_checkpoint(cfg: Config) -> bool:
+    """Set ``load_from`` where mmengine would resume from a damaged checkpoint or none.
+
+    Returns:
+        Whether there is a checkpoint.
+
+    Raises:
+        ValueError: every checkpoint is damaged.
+    """
+    whole = find_whole_checkpoint(cfg.work_dir)
+    last = Path(cfg.work_dir) / 'last_checkpoint'
+    if whole and not (last.exists() and last.read_text().strip() == whole):
+        cfg.load_from = whole
+    return whole is not None
