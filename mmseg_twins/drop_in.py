@@ -27,7 +27,8 @@ def with_positional_arguments(backbone: type, builtin: type) -> type:
     def __init__(self, *args, **kwargs) -> None:  # noqa: N807
         backbone.__init__(self, **dict(zip(names, args, strict=False)), **kwargs)
 
-    return type(backbone.__name__, (backbone,), {'__init__': __init__})
+    members = {'__init__': __init__, '__module__': __name__}
+    return type(backbone.__name__, (backbone,), members)
 
 
 PCPVT = with_positional_arguments(backbones.PCPVT, builtin_backbones.PCPVT)

@@ -50,4 +50,11 @@ def test_a_scoped_type_works_without_importing_the_package():
 @pytest.mark.filterwarnings('ignore:windiow_sizes:DeprecationWarning')
 def test_drop_in_serves_the_builtins_configs(drop_in, config, family):
     backbone = get_config(f'mmseg::{config}').model.backbone
-    assert type(MODELS.build(backbone)) is family
+    assert isinstance(MODELS.build(backbone), family)
+
+
+def test_drop_in_takes_the_builtins_positional_arguments(drop_in):
+    backbone = drop_in.SVT(1, [8, 16, 24], [4, 2, 2], [4, 2, 2], [1, 2, 4])
+    assert backbone.in_channels == 1
+    assert backbone.sizes.embed_dims == (8, 16, 24)
+    assert backbone.sizes.num_heads == (1, 2, 4)

@@ -26,15 +26,21 @@ def differentiable_gradients(
     Returns:
         A gradient for each input that requires one, and None for the others.
     """
-    out = expression(*inputs)
-    needed = [x for x in inputs if x is not None and x.requires_grad]
+    # Aliases: one input may have been computed from another, and that path does not
+    # belong to the gradients of this expression.
+    aliases = [None if x is None else x.view_as(x) for x in inputs]
+    needed = [x for x in aliases if x is not None and x.requires_grad]
     gradients = iter(
         torch.autograd.grad(
-            out, needed, gradient, create_graph=True, materialize_grads=True
+            expression(*aliases),
+            needed,
+            gradient,
+            create_graph=True,
+            materialize_grads=True,
         )
     )
     return tuple(
-        next(gradients) if x is not None and x.requires_grad else None for x in inputs
+        next(gradients) if x is not None and x.requires_grad else None for x in aliases
     )
 
 

@@ -5,12 +5,12 @@ If one of these fails, the built-in has changed, and the page with it.
 
 from __future__ import annotations
 
+import padding_mask
 import pytest
 import torch
 from mmcv.cnn.bricks import DropPath
 from mmengine.hub import get_config
 from mmseg.models.backbones import twins as builtin
-from streets import padding_mask
 
 from builders import TINY, tiny
 

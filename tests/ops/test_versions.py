@@ -120,6 +120,17 @@ def test_second_derivatives_are_those_of_finite_differences(name, choice):
         )
 
 
+@pytest.mark.parametrize('name', ['attention', 'mlp', 'pyramid_conv3x3'])
+def test_second_derivatives_are_right_where_inputs_depend_on_each_other(name):
+    function, inputs = case(name)
+
+    def chained(*inputs):
+        first = inputs[0].sin()
+        return function(first, *(x * first.sum() for x in inputs[1:])).sin()
+
+    assert torch.autograd.gradgradcheck(chained, inputs, atol=1e-4)
+
+
 @every
 def test_transforms_of_torch_func_give_the_gradients_and_hessians_of_autograd(name):
     function, inputs = case(name)

@@ -25,6 +25,8 @@ from mmseg_twins.models.backbones import PCPVT, SVT
         (dict(arch='small', strides=(4, 2, 2)), 'same number.*strides 3'),
         (dict(arch='small', out_indices=(0, 4)), r'out_indices=\(0, 4\).*0 to 3'),
         (dict(arch='small', out_indices=()), r'out_indices=\(\).*0 to 3'),
+        (dict(arch='small', out_indices=3), 'out_indices=3; give a list.*0 to 3'),
+        (dict(arch='small', init_cfg=123), 'init_cfg=123; give None, or a dict'),
         (dict(arch='small', frozen_stages=5), r'frozen_stages=5.*to 4'),
         (dict(arch='small', drop_path_rate=1.5), 'drop_path_rate=1.5.*from 0'),
         (dict(arch='small', drop_rate=-0.1), 'drop_rate=-0.1.*from 0'),
