@@ -1,4 +1,4 @@
-"""Builds and installs mmseg_twins.
+"""Build and install mmseg_twins.
 
 Beside the package itself, mim (openmim 0.3.9) and mmengine look for the recipes,
 the scripts and the model index of an installed package in its folder ``.mim``.
@@ -25,6 +25,15 @@ from setuptools.command.editable_wheel import editable_wheel
 ROOT = Path(__file__).resolve().parent
 PACKAGE = 'mmseg_twins'
 MIM_PARTS = ('configs', 'tools', 'model-index.yml')
+# What works in a checkout only, and does not belong in a wheel.
+CHECKOUT_ONLY = (
+    'tools/*.sh',
+    'tools/benchmark.py',
+    'tools/check_dataset.py',
+    'tools/check_versions.py',
+    'tools/dataset_converters/street_scenes.py',
+    'tools/demo/*',
+)
 
 # The stamp of every file in the wheel, so that equal sources give equal wheels: the
 # earliest time that a zip archive can hold.
@@ -60,17 +69,17 @@ EXTRAS_REQUIRE = {
     # Other openxlab releases pin a setuptools that is too old for torch.
     'mim': ['openmim==0.3.9', 'openxlab==0.0.11', SETUPTOOLS],
     'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
-    'test': ['hypothesis', 'pytest', 'ruff'],
+    'test': ['hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'ruff'],
 }
 
 
 def is_cache(name: str) -> bool:
-    """Whether a file or folder is what tools leave behind, such as `.ruff_cache`."""
+    """Return whether a file or folder is what tools leave behind, such as `.ruff_cache`."""
     return name.startswith('.') or name == '__pycache__'
 
 
 def mim_files() -> list[Path]:
-    """Lists the files that belong under ``.mim``, relative to the project's root.
+    """List the files that belong under ``.mim``, relative to the project's root.
 
     Raises:
         FileNotFoundError: If one of ``MIM_PARTS`` is not there.
@@ -85,11 +94,16 @@ def mim_files() -> list[Path]:
             )
         found = [path] if path.is_file() else filter(Path.is_file, path.rglob('*'))
         files += [file.relative_to(ROOT) for file in found]
-    return sorted(file for file in files if not any(map(is_cache, file.parts)))
+    return sorted(
+        file
+        for file in files
+        if not any(map(is_cache, file.parts))
+        and not any(file.match(pattern) for pattern in CHECKOUT_ONLY)
+    )
 
 
 def link_mim_parts() -> None:
-    """Links ``MIM_PARTS`` into the source tree's ``.mim``; copies without symlinks."""
+    """Link ``MIM_PARTS`` into the source tree's ``.mim``; copies without symlinks."""
     folder = ROOT / PACKAGE / '.mim'
     folder.mkdir(exist_ok=True)
     for part in MIM_PARTS:
@@ -111,7 +125,7 @@ class BuildPy(build_py):
     """Adds the files under ``.mim``: copied to a wheel, linked by an editable one."""
 
     def run(self) -> None:
-        """Builds the package and what belongs under ``.mim``."""
+        """Build the package and what belongs under ``.mim``."""
         if self.editable_mode:
             super().run()
             link_mim_parts()
@@ -128,7 +142,7 @@ class BuildPy(build_py):
             self.copy_file(str(ROOT / file), str(target))
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        """Lists the files that a build writes."""
+        """List the files that a build writes."""
         outputs = super().get_outputs(include_bytecode)
         if self.editable_mode:
             return outputs
@@ -147,7 +161,7 @@ class EditableWheel(editable_wheel):
     """
 
     def run(self) -> None:
-        """Builds the wheel, with the source folder in its ``top_level.txt``."""
+        """Build the wheel, with the source folder in its ``top_level.txt``."""
         self._ensure_dist_info()
         top_level = Path(self.dist_info_dir, 'top_level.txt')
         top_level.write_text(f'{ROOT / PACKAGE}\n{PACKAGE}\n', encoding='utf-8')

@@ -8,8 +8,8 @@ Usage: bash tools/check_wheel.sh [--python PYTHON]
 
 Builds the wheel, installs it with the extras lite and mim and the versions of
 requirements/tested.txt into a fresh virtual environment, and uses it from a folder that
-is not the checkout: imports it, says what is wrong with the machine, builds a backbone
-and a recipe, lets mim find the recipes, and asks twins2mmseg for its help. Everything
+is not the checkout: imports it, diagnoses the installation, builds a backbone
+and the model of a config, lets mim find the configs, and asks twins2mmseg for its help. Everything
 happens in a temporary folder ($TMPDIR, about 2 GB), which is removed at the end. Takes
 a few minutes; exits with status 1 if anything fails.
 
@@ -110,7 +110,7 @@ from mim.utils import get_installed_path
 from mmengine.config import Config
 
 import mmseg_twins
-from mmseg_twins.backbones import SVT
+from mmseg_twins.models.backbones import SVT
 
 home = Path(mmseg_twins.__file__).resolve().parent
 assert home.is_relative_to(Path(sys.prefix).resolve()), home
@@ -131,7 +131,7 @@ cfg = Config.fromfile(folder / '.mim' / config)
 cfg.model.backbone.init_cfg = None
 with torch.device('meta'):
     MODELS.build(cfg.model)
-print(f'{len(models)} recipes, {config} builds')
+print(f'{len(models)} configs, {config} builds')
 PY
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 logged "$python" smoke.py

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Sets up the environment and runs the tests, from whatever folder it is called.
+# Sets up the environment and runs the tests, two at a time, from whatever folder.
 #   bash tools/run_tests.sh [--all] [arguments of pytest]
 # Tests marked `slow` run with --all only. Paths are relative to the project's folder.
+# `-n 0` runs one test at a time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(bash tools/setup_env.sh --print-python)
@@ -13,4 +14,6 @@ for argument in "$@"; do
     *) arguments+=("$argument") ;;
   esac
 done
-exec "$python" -m pytest ${arguments[@]+"${arguments[@]}"}
+# Tests are too small to share between the threads of one process as well.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$python" -m pytest -n 2 --dist worksteal ${arguments[@]+"${arguments[@]}"}
