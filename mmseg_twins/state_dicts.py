@@ -54,7 +54,8 @@ class Differences:
             (self.unexpected, 'unexpected'),
         )
         return ', '.join(
-            f'{len(names)} tensors are {kind} ({some(names)})'
+            f'{len(names)} {"tensor is" if len(names) == 1 else "tensors are"} {kind} '
+            f'({some(names)})'
             for names, kind in kinds
             if names
         )

@@ -59,7 +59,7 @@ class NumberedIndex(int):
         self.number = number
         return self
 
-    def __getnewargs__(self) -> tuple[int, int]:
+    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]
         return int(self), self.number
 
 

@@ -67,9 +67,9 @@ class CheckLabels(Hook):
 
 def heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yields the heads of a segmentor that say how many classes they have."""
-    model = model.module if is_model_wrapper(model) else model
+    segmentor = model.module if is_model_wrapper(model) else model
     for attribute in ('decode_head', 'auxiliary_head'):
-        found = getattr(model, attribute, None)
+        found = getattr(segmentor, attribute, None)
         several = isinstance(found, nn.ModuleList)
         for index, head in enumerate(found if several else [found]):
             if hasattr(head, 'num_classes'):

@@ -1,4 +1,4 @@
-"""Starts a training at the weights of a segmentor that has other classes.
+"""Start a training at the weights of a segmentor that has other classes.
 
 mmengine's ``load_from`` loads what fits and notes the rest in the log, so that a
 checkpoint of another variant trains on from random weights. Here the layers that may
@@ -7,7 +7,7 @@ differ are named, and any other difference is an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.hooks import Hook
@@ -19,14 +19,14 @@ from ..checkpoints.downloading import fetch, is_url
 from ..checkpoints.reading import read_source
 from ..errors import CheckpointError, SettingError
 from ..registry import HOOKS
+from ..state_dicts import compare, without
 
 CLASSIFICATION_LAYERS = ('decode_head.conv_seg', 'auxiliary_head.conv_seg')
-SHOWN = 3  # tensors that a message names
 
 
 @HOOKS.register_module()
 class StartFrom(Hook):
-    """Loads a segmentor's weights before the first iteration, but for some layers.
+    """Load a segmentor's weights before the first iteration, but for some layers.
 
     A training that is resumed goes on from its own checkpoint instead. Hooks that
     follow the loading of checkpoints, such as ``EMAHook``, are told.
@@ -71,7 +71,7 @@ class StartFrom(Hook):
         self.leave_out = tuple(leave_out)
 
     def before_train(self, runner: Runner) -> None:
-        """Loads the weights, unless the training goes on from an earlier part."""
+        """Load the weights, unless the training goes on from an earlier part."""
         if self.checkpoint is None:
             runner.logger.info('StartFrom: no checkpoint, the weights are new')
             return
@@ -82,19 +82,15 @@ class StartFrom(Hook):
             )
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        wanted = model.state_dict()
-        found = self._read()
-        differing = differences(wanted, found, leave_out=self.leave_out)
-        if differing:
+        wanted, found = model.state_dict(), self._read()
+        differences = compare(wanted, found, ignored=self.leave_out)
+        if differences:
             raise SettingError(
                 f'StartFrom: {self.checkpoint} does not fit the model outside of '
-                f'leave_out={list(self.leave_out)}: {differing}'
+                f'leave_out={list(self.leave_out)}: {differences}; give a checkpoint '
+                'of the same variant and heads, or name in leave_out what begins anew'
             )
-        loaded = {
-            name: value
-            for name, value in found.items()
-            if not is_part_of(name, self.leave_out)
-        }
+        loaded = without(found, self.leave_out)
         model.load_state_dict({**wanted, **loaded})
         new = [name for name in wanted if name not in loaded]
         runner.logger.info(
@@ -115,67 +111,3 @@ class StartFrom(Hook):
         return {
             name: value for name, value in state.items() if isinstance(value, Tensor)
         }
-
-
-def is_part_of(name: str, modules: Sequence[str]) -> bool:
-    """Whether a tensor is one of, or belongs to one of, the modules that are named."""
-    return any(name == module or name.startswith(f'{module}.') for module in modules)
-
-
-def differences(
-    wanted: Mapping[str, Tensor],
-    found: Mapping[str, Tensor],
-    *,
-    leave_out: Sequence[str] = (),
-) -> str:
-    """Says in what a checkpoint differs from a model.
-
-    Args:
-        wanted: the model's state dict.
-        found: the checkpoint's.
-        leave_out: modules that may differ.
-
-    Returns:
-        A part of a sentence that names tensors and says what helps; empty where
-        nothing differs.
-    """
-    wanted, found = (
-        {name: v for name, v in state.items() if not is_part_of(name, leave_out)}
-        for state in (wanted, found)
-    )
-    if not wanted.keys() & found.keys():
-        return (
-            f'none of its tensors (the first: {next(iter(found), "none")!r}) has the '
-            'name of one of the model; tools/model_converters/twins2mmseg.py converts '
-            'other layouts, and a backbone alone is for model.backbone.init_cfg'
-        )
-    reshaped = [
-        f'{name} is {shape_of(found[name])} there and {shape_of(wanted[name])} here'
-        for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
-    ]
-    parts = [
-        f'{kind}: {len(names)} ({some(names)})'
-        for names, kind in (
-            (reshaped, 'tensors of another shape'),
-            ([name for name in wanted if name not in found], 'missing tensors'),
-            ([name for name in found if name not in wanted], 'unknown tensors'),
-        )
-        if names
-    ]
-    if not parts:
-        return ''
-    return (
-        f'{", ".join(parts)}; give a checkpoint of the same variant and heads, or name '
-        'in leave_out what is to begin anew'
-    )
-
-
-def shape_of(tensor: Tensor) -> str:
-    """A shape such as ``32x3x4x4``."""
-    return 'x'.join(map(str, tensor.shape)) or 'a number'
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of some names, for a message."""
-    return ', '.join(names[:SHOWN]) + (', ...' if len(names) > SHOWN else '')

@@ -126,13 +126,13 @@ def other_layout(state: dict) -> dict:
 @pytest.mark.parametrize(
     ('change', 'said'),
     [
-        (other_variant, 'backbone.weight is 6x3x1x1 there and 4x3x1x1 here'),
-        (without_bias, 'missing tensors: 1 (backbone.bias)'),
+        (other_variant, 'backbone.weight is 6x3x1x1 there and 4x3x1x1 in the model'),
+        (without_bias, '1 tensor is missing (backbone.bias)'),
         (
             with_auxiliary_head,
-            'unknown tensors: 1 (auxiliary_head.convs.0.weight)',
+            '1 tensor is unexpected (auxiliary_head.convs.0.weight)',
         ),
-        (other_layout, 'twins2mmseg.py converts other layouts'),
+        (other_layout, 'twins2mmseg.py converts checkpoints of other projects'),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_named_and_not_loaded(source, change, said):
