@@ -46,7 +46,7 @@ def convert_state_dict(
     arch: str | None = None,
     backbone_only: bool = False,
 ) -> tuple[dict[str, Tensor], Report]:
-    """Converts a Twins state dict, and verifies the result.
+    """Convert a Twins state dict, and verify the result.
 
     What the tensors are is found out from their names and shapes: an official (or
     timm) classifier, an official or SSSegmentation segmentor, or a backbone or
@@ -178,7 +178,7 @@ def target_shapes(
 
 
 def check_kinds(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Checks that weights are floating-point numbers and counters are whole.
+    """Check that weights are floating-point numbers and counters are whole.
 
     Raises:
         CheckpointError: one is not; says which.
@@ -191,7 +191,7 @@ def check_kinds(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> No
 
 
 def without_prefix(renamed: Renamed, prefix: str) -> Renamed:
-    """Takes a prefix away that all names have."""
+    """Take a prefix away that all names have."""
     return Renamed(
         {name.removeprefix(prefix): value for name, value in renamed.state.items()},
         {name.removeprefix(prefix): value for name, value in renamed.origins.items()},
@@ -199,7 +199,7 @@ def without_prefix(renamed: Renamed, prefix: str) -> Renamed:
 
 
 def back_to(target: Layout, converted: Renamed, family: str) -> Renamed:
-    """Leads a converted state dict to another layout, and checks the way back.
+    """Lead a converted state dict to another layout, and check the way back.
 
     Raises:
         CheckpointError: converting the result gives something else.
@@ -220,7 +220,7 @@ def back_to(target: Layout, converted: Renamed, family: str) -> Renamed:
 
 
 def count_changes(origins: Mapping[str, tuple[str, ...]]) -> dict[str, int]:
-    """Counts what happened to tensors.
+    """Count what happened to tensors.
 
     Args:
         origins: for each name of the result, the source's names.
@@ -250,7 +250,7 @@ def convert_checkpoint(
     force: bool = False,
     progress: bool = False,
 ) -> Report:
-    """Converts a Twins checkpoint; writes nothing unless all checks hold.
+    """Convert a Twins checkpoint; write nothing unless all checks hold.
 
     Args:
         source: a path, or a URL, which is downloaded to PyTorch's cache: a file of
@@ -307,7 +307,7 @@ def convert_checkpoint(
 
 
 def check_not_the_same(source: str | Path, target: Path) -> None:
-    """Checks that the source would not be replaced by what is made from it.
+    """Check that the source would not be replaced by what is made from it.
 
     Raises:
         CheckpointError: it would.

@@ -50,7 +50,7 @@ class Detected:
 
 
 def strip_data_parallel(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Takes away the ``module.`` that DataParallel puts in front of names.
+    """Take away the ``module.`` that DataParallel puts in front of names.
 
     Raises:
         CheckpointError: two tensors have the same name then.
@@ -70,7 +70,7 @@ def strip_data_parallel(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def detect(shapes: Mapping[str, Size]) -> Detected:
-    """Says what a state dict is.
+    """Say what a state dict is.
 
     Args:
         shapes: shapes by name, without ``module.``.

@@ -72,7 +72,7 @@ class Heads:
 
     @classmethod
     def of(cls, shapes: Mapping[str, Size]) -> Heads:
-        """Reads the heads from a segmentor's tensors.
+        """Read the heads from a segmentor's tensors.
 
         Args:
             shapes: shapes by mmsegmentation's names, at least those of the heads.

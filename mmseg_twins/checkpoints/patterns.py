@@ -125,7 +125,7 @@ class Renaming:
         raise KeyError(name)
 
     def is_target(self, name: str) -> bool:
-        """Whether a name is one that the table leads to."""
+        """Return whether a name is one that the table leads to."""
         return any(pattern.fullmatch(name) for pattern, _ in self._backwards)
 
     def forwards(self, state: Mapping[str, Tensor]) -> Renamed:

@@ -160,7 +160,7 @@ def load(
 
 
 def check_file(path: Path) -> None:
-    """Checks that there is a file with something in it."""
+    """Check that there is a file with something in it."""
     if path.is_dir():
         raise IsADirectoryError(f'{path} is a folder; give a checkpoint file')
     if not path.exists():
@@ -264,7 +264,7 @@ def one_line(error: BaseException) -> str:
 
 
 def load_safetensors(path: Path) -> tuple[dict, dict]:
-    """Loads a safetensors file: its tensors, and the ``meta`` that this tool wrote.
+    """Load a safetensors file: its tensors, and the ``meta`` that this tool wrote.
 
     Raises:
         CheckpointError: it is damaged.
@@ -282,7 +282,7 @@ def load_safetensors(path: Path) -> tuple[dict, dict]:
 
 
 def unwrap(content: object, meta: Mapping, use_ema: bool) -> Source:
-    """Finds the state dict in what a file holds.
+    """Find the state dict in what a file holds.
 
     Args:
         content: what the file holds.
@@ -351,7 +351,7 @@ def listed(keys: list[str]) -> str:
 
 
 def check_entries(state: Mapping[str, Tensor]) -> None:
-    """Checks that a dict has tensors by name.
+    """Check that a dict has tensors by name.
 
     Raises:
         CheckpointError: an entry is something else; says which.

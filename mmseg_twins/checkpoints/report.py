@@ -62,7 +62,7 @@ class Report:
 
     @property
     def values_verified(self) -> bool:
-        """Whether there were values to look at, and not just shapes."""
+        """Return whether there were values to look at, and not just shapes."""
         return len(self.verified) > 2
 
     def recipe(self) -> str | None:

@@ -22,7 +22,7 @@ NAMED = 3  # how many offending tensors a message names
 
 
 def check_dense(state: Mapping[str, Tensor]) -> None:
-    """Checks that tensors are of kinds that models have.
+    """Check that tensors are of kinds that models have.
 
     Raises:
         CheckpointError: one is sparse, quantized, complex or the like; says which.
@@ -38,7 +38,7 @@ def check_dense(state: Mapping[str, Tensor]) -> None:
 
 
 def check_claims(state: Mapping[str, Tensor]) -> None:
-    """Checks that tensors have about as many bytes as their shapes and types claim.
+    """Check that tensors have about as many bytes as their shapes and types claim.
 
     A tensor can repeat a few bytes as often as it likes, and what is computed from it
     and written would not.
@@ -84,7 +84,7 @@ def check_names_and_shapes(
     detected: Detected,
     renaming: Renaming,
 ) -> None:
-    """Compares a source with what the model of its variant asks for.
+    """Compare a source with what the model of its variant asks for.
 
     Args:
         found: the source's shapes, without what may be dropped.
@@ -130,7 +130,7 @@ def check_names_and_shapes(
 
 
 def check_values(state: Mapping[str, Tensor]) -> None:
-    """Checks that all values are there and finite.
+    """Check that all values are there and finite.
 
     Raises:
         CheckpointError: a tensor has NaN or infinity in it, or no values at all; says
@@ -173,7 +173,7 @@ class OneDtype(TorchFunctionMode):
 
 
 def check_forward(model: BaseModule, state: Mapping[str, Tensor]) -> None:
-    """Loads a state dict and runs a small image through the model.
+    """Load a state dict and run a small image through the model.
 
     Args:
         model: a backbone or segmentor on the meta device, in evaluation mode; holds
@@ -208,7 +208,7 @@ def check_forward(model: BaseModule, state: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def little_memory() -> Iterator[None]:
-    """Switches oneDNN off, which copies a convolution's weights to reorder them."""
+    """Switch oneDNN off, which copies a convolution's weights to reorder them."""
     with warnings.catch_warnings():
         # PyTorch mentions a feature of Intel's GPUs when it is asked about oneDNN.
         warnings.filterwarnings('ignore', 'TF32 acceleration on top of oneDNN')

@@ -22,7 +22,7 @@ SUFFIXES = ('.pth', '.safetensors')
 def write_checkpoint(
     path: Path, state: Mapping[str, Tensor], meta: Mapping, *, force: bool
 ) -> None:
-    """Writes ``meta`` and ``state_dict``.
+    """Write ``meta`` and ``state_dict``.
 
     A ``.safetensors`` file has the tensors, and ``meta`` as JSON in its header.
 
@@ -60,7 +60,7 @@ def write_checkpoint(
 
 
 def with_own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies those tensors that are a part of a larger memory, or share theirs.
+    """Copy those tensors that are a part of a larger memory, or share theirs.
 
     A file would hold all of that memory otherwise.
     """
@@ -76,7 +76,7 @@ def with_own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_writable(path: Path, *, force: bool, suffixes: Sequence[str] = ()) -> None:
-    """Checks that a file can be written, before the work that it is the result of.
+    """Check that a file can be written, before the work that it is the result of.
 
     Args:
         path: the file.
@@ -114,7 +114,7 @@ def check_writable(path: Path, *, force: bool, suffixes: Sequence[str] = ()) -> 
 
 @contextmanager
 def replacing(path: Path, *, force: bool) -> Iterator[Path]:
-    """Gives a temporary file beside ``path`` that takes its place at the end.
+    """Give a temporary file beside ``path`` that takes its place at the end.
 
     Args:
         path: the file; a link to a file stays a link.
@@ -145,7 +145,7 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
 
 
 def place_new(temporary: Path, path: Path) -> None:
-    """Moves a file to a place where there is none.
+    """Move a file to a place where there is none.
 
     Raises:
         FileExistsError: there is one.
@@ -162,7 +162,7 @@ def place_new(temporary: Path, path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Waits until a file's or folder's content is on disk."""
+    """Wait until a file's or folder's content is on disk."""
     if path.is_dir() and os.name == 'nt':  # folders cannot be opened there
         return
     handle = os.open(path, os.O_RDONLY)

@@ -24,7 +24,7 @@ from .versions import check_versions
 
 @functools.cache
 def activate() -> bool:
-    """Does all of the above, once in a process; later calls do nothing.
+    """Do all of the above, once in a process; later calls do nothing.
 
     Returns:
         Whether compat is active: False if ``MMSEG_TWINS_COMPAT`` is ``0``.

@@ -23,12 +23,12 @@ from mmengine.runner import Runner
 
 
 def runs_on_cpu_processes(runner: Runner) -> bool:
-    """Whether a runner is one of several processes on a CPU-only machine."""
+    """Return whether a runner is one of several processes on a CPU-only machine."""
     return runner.distributed and get_device() == 'cpu'
 
 
 def start_gloo(seconds: float | None) -> None:
-    """Starts the process group, which mmengine leaves as it is once it exists."""
+    """Start the process group, which mmengine leaves as it is once it exists."""
     timeout = {} if seconds is None else {'timeout': timedelta(seconds=seconds)}
     torch.distributed.init_process_group('gloo', **timeout)
     # Its threads have to end before the process does, which may abort otherwise.
@@ -36,13 +36,13 @@ def start_gloo(seconds: float | None) -> None:
 
 
 def stop_gloo() -> None:
-    """Ends the process group, if nothing else has."""
+    """End the process group, if nothing else has."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def patch_runner() -> None:
-    """Wraps the two methods of ``Runner`` that assume an accelerator."""
+    """Wrap the two methods of ``Runner`` that assume an accelerator."""
     setup_env, wrap_model = Runner.setup_env, Runner.wrap_model
 
     @functools.wraps(setup_env)
@@ -78,7 +78,7 @@ def patch_runner() -> None:
 
 
 def patch_strategies() -> None:
-    """Lets the strategies that use several processes start them with gloo.
+    """Let the strategies that use several processes start them with gloo.
 
     :mod:`.fsdp` does the rest for the sharding one.
     """

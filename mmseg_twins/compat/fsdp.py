@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 
 def patch_strategy() -> None:
-    """Replaces what does not work; nothing where mmengine has no FSDPStrategy."""
+    """Replace what does not work; nothing where mmengine has no FSDPStrategy."""
     try:
         from mmengine._strategy import FSDPStrategy
     except ImportError:  # mmengine leaves it out where its import fails

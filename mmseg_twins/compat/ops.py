@@ -16,10 +16,11 @@ from pathlib import Path
 from types import ModuleType
 
 import mmcv
+from mmcv.utils import ext_loader
 
 
 def missing(name: str) -> ModuleNotFoundError:
-    """The error for an op that needs compiled code."""
+    """Return the error for ops that need compiled code."""
     return ModuleNotFoundError(
         f'mmcv.ops.{name} needs compiled code, which mmcv-lite does not have; replace '
         "mmcv-lite by full mmcv: pip uninstall -y mmcv-lite && pip install 'mmcv<2.2' "
@@ -27,8 +28,17 @@ def missing(name: str) -> ModuleNotFoundError:
     )
 
 
+def load_ext(name: str, funcs: list[str]) -> ModuleType:
+    """Take the place of the function by which mmcv's ops load their compiled code.
+
+    Raises:
+        ModuleNotFoundError: always.
+    """
+    raise missing(funcs[0])
+
+
 def sigmoid_focal_loss(*args, **kwargs):
-    """Takes the place of the compiled focal loss, which only CUDA tensors use.
+    """Take the place of the compiled focal loss, which only CUDA tensors use.
 
     Raises:
         ModuleNotFoundError: always.
@@ -47,18 +57,19 @@ class StandIn(ModuleType):
 
 
 def has_compiled_ops() -> bool:
-    """Whether the installed mmcv has its compiled extension."""
+    """Return whether the installed mmcv has its compiled extension."""
     return importlib.util.find_spec('mmcv._ext') is not None
 
 
 def install_stand_in() -> None:
-    """Puts the stand-in at ``sys.modules['mmcv.ops']``, unless mmcv has ops."""
+    """Put the stand-in at ``sys.modules['mmcv.ops']``, unless mmcv has ops."""
     if has_compiled_ops() or 'mmcv.ops' in sys.modules:
         return
     module = StandIn('mmcv.ops', doc=__doc__)
     # Submodules of pure Python stay importable from mmcv's own folder.
     module.__path__ = [str(Path(mmcv.__file__).parent / 'ops')]
     sys.modules['mmcv.ops'] = mmcv.ops = module
+    ext_loader.load_ext = load_ext
     point_sample = importlib.import_module('mmcv.ops.point_sample')
     # The submodule's import has bound its own name; the function goes over it.
     module.point_sample = point_sample.point_sample

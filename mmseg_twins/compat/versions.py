@@ -29,7 +29,7 @@ def installed(*distributions: str) -> dict[str, Version]:
 
 
 def check_versions() -> None:
-    """Checks that mmcv or mmcv-lite, and mmsegmentation, are installed.
+    """Check that mmcv or mmcv-lite, and mmsegmentation, are installed.
 
     Raises:
         ImportError: one is missing or of a version that cannot work.

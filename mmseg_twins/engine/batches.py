@@ -30,7 +30,7 @@ class Purpose(IntEnum):
 def seed_generators(
     seed: int, purpose: Purpose, *numbers: int, devices: bool = True
 ) -> None:
-    """Seeds the generators of Python, numpy and PyTorch.
+    """Seed the generators of Python, numpy and PyTorch.
 
     Args:
         seed: the run's seed.
@@ -54,7 +54,7 @@ class NumberedIndex(int):
     number: int
 
     def __new__(cls, index: int, number: int) -> NumberedIndex:
-        """Makes the index; a number of its own cannot be changed."""
+        """Make the index; a number of its own cannot be changed."""
         self = super().__new__(cls, index)
         self.number = number
         return self
@@ -81,7 +81,7 @@ class SeededDataset:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        """Gives a sample, augmented by the number that ``index`` carries."""
+        """Give a sample, augmented by the number that ``index`` carries."""
         if isinstance(index, NumberedIndex):
             seed_generators(self.seed, Purpose.SAMPLE, index.number, devices=False)
         return self.dataset[int(index)]
@@ -134,7 +134,7 @@ class NumberedBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[NumberedIndex]]:
-        """Yields batches of indices."""
+        """Yield batches of indices."""
         first = self.first()
         batches = islice(self._epochs(), first, None) if self.endless else self.batches
         for number, batch in enumerate(batches, start=first):

@@ -32,7 +32,7 @@ class CheckLabels(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Compares the dataset's classes with the heads' ``num_classes``."""
+        """Compare the dataset's classes with the heads' ``num_classes``."""
         dataset = runner.train_dataloader.dataset
         if not isinstance(dataset, BaseDataset):
             return
@@ -47,7 +47,7 @@ class CheckLabels(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        """Looks at the labels of a batch."""
+        """Look at the labels of a batch."""
         name, head = next(heads(runner.model))
         for sample in (data_batch or {}).get('data_samples', ()):
             labels = sample.gt_sem_seg.data
@@ -66,7 +66,7 @@ class CheckLabels(Hook):
 
 
 def heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yields the heads of a segmentor that say how many classes they have."""
+    """Yield the heads of a segmentor that say how many classes they have."""
     segmentor = model.module if is_model_wrapper(model) else model
     for attribute in ('decode_head', 'auxiliary_head'):
         found = getattr(segmentor, attribute, None)

@@ -49,7 +49,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     _is_training = False
 
     def before_run(self, runner: Runner) -> None:
-        """Chooses the checkpoint to resume from, before mmengine does.
+        """Choose the checkpoint to resume from, before mmengine does.
 
         Raises:
             NoWholeCheckpointError: there are checkpoints, but each is damaged.
@@ -58,7 +58,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             runner._load_from = find_whole_checkpoint(runner.work_dir)
 
     def before_train(self, runner: Runner) -> None:
-        """Finishes what a killed run has left undone, validation at last."""
+        """Finish what a killed run has left undone, validation at last."""
         super().before_train(runner)
         if isinstance(self.file_backend, LocalBackend):
             self.backend_args = dict(backend=NAME)
@@ -76,7 +76,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             runner.val_loop.run()
 
     def after_val(self, runner: Runner) -> None:
-        """Notes that this validation has ended."""
+        """Note that this validation has ended."""
         if self._is_training and is_main_process():
             WholeFiles().put_text(
                 f'{position(runner)}\n', Path(runner.work_dir, VALIDATED)
@@ -152,7 +152,7 @@ def position(runner: Runner) -> int:
 
 
 def is_due(runner: Runner) -> bool:
-    """Whether mmengine's training loops validate where the training stands."""
+    """Return whether mmengine's training loops validate where the training stands."""
     loop, done = runner.train_loop, position(runner)
     if runner.val_loop is None or done == 0:
         return False

@@ -50,13 +50,13 @@ class CompileHook(Hook):
         self.options = {'dynamic': False, **options}
 
     def before_train(self, runner: Runner) -> None:
-        """Replaces the parts' ``forward`` while the model trains."""
+        """Replace the parts' ``forward`` while the model trains."""
         for part in self._parts_of(runner):
             compiled = torch.compile(part.forward, **self.options)
             part.forward = forward_by_mode(part, part.forward, compiled)
 
     def after_train(self, runner: Runner) -> None:
-        """Puts the parts' own ``forward`` back."""
+        """Put the parts' own ``forward`` back."""
         for part in self._parts_of(runner):
             del part.forward
 

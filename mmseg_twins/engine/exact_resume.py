@@ -47,7 +47,7 @@ class ExactResume(Hook):
         self._is_replaced = False
 
     def before_train(self, runner: Runner) -> None:
-        """Looks up the seed, which a checkpoint may have changed by now."""
+        """Look up the seed, which a checkpoint may have changed by now."""
         self._rank, _ = get_dist_info()
         options = runner._randomness_cfg
         # With this option, mmengine has added the rank to what all have in common.
@@ -56,7 +56,7 @@ class ExactResume(Hook):
         self._is_replaced = False
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Replaces the data loader, once all hooks have looked at mmengine's."""
+        """Replace the data loader, once all hooks have looked at mmengine's."""
         if self._is_replaced:
             return
         self._is_replaced = True
@@ -79,11 +79,11 @@ class ExactResume(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch=None
     ) -> None:
-        """Seeds what the model draws from; processes of a run draw differently."""
+        """Seed what the model draws from; processes of a run draw differently."""
         seed_generators(self._seed, Purpose.STEP, runner.iter, self._rank)
 
     def after_train(self, runner: Runner) -> None:
-        """Ends the loader's workers, which wait for an endless training otherwise."""
+        """End the loader's workers, which wait for an endless training otherwise."""
         loop = runner.train_loop
         if isinstance(getattr(loop, 'dataloader_iterator', None), _Remaining):
             loop.dataloader_iterator.stop()
@@ -150,5 +150,5 @@ class _Remaining:
         return next(self._batches)
 
     def stop(self) -> None:
-        """Lets go of what is loaded ahead."""
+        """Let go of what is loaded ahead."""
         self._batches = None

@@ -24,7 +24,7 @@ class NoWholeCheckpointError(ValueError):
 
 
 def find_whole_checkpoint(work_dir: str | Path) -> str | None:
-    """Finds the newest checkpoint of a run that is whole.
+    """Find the newest checkpoint of a run that is whole.
 
     It looks at the one that ``last_checkpoint`` names and at those beside it: of
     smaller numbers, and of larger ones that were written after ``last_checkpoint``, by
@@ -63,7 +63,7 @@ def find_whole_checkpoint(work_dir: str | Path) -> str | None:
 
 
 def candidates(work_dir: Path) -> list[str]:
-    """Lists the checkpoints of a run, those to prefer first."""
+    """List the checkpoints of a run, those to prefer first."""
     try:
         named = (work_dir / LAST).read_text(encoding='utf-8').strip()
     except FileNotFoundError:
@@ -82,7 +82,7 @@ def candidates(work_dir: Path) -> list[str]:
 
 
 def beside(path: Path, noted: int) -> list[Path]:
-    """Lists ``iter_8.pth`` with the files named alike, the largest number first.
+    """List ``iter_8.pth`` with the files named alike, the largest number first.
 
     Args:
         path: the file.
@@ -106,7 +106,7 @@ def beside(path: Path, noted: int) -> list[Path]:
 
 
 def damage(path: str | Path) -> str | None:
-    """Says what is wrong with a checkpoint.
+    """Say what is wrong with a checkpoint.
 
     PyTorch's files are zip archives, whose table of contents stands at their end and
     whose parts have checksums.

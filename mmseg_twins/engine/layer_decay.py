@@ -79,7 +79,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         prefix: str = '',
         is_dcn_module: bool | None = None,
     ) -> None:
-        """Adds the parameter groups of a model.
+        """Add the parameter groups of a model.
 
         Args:
             params: the groups are appended here.
@@ -130,7 +130,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def _log(
         self, model: nn.Module, layers: dict[int, int], depth: int, num_groups: int
     ) -> None:
-        """Logs a line for each layer: its rate, its size, and what is in it."""
+        """Log a line for each layer: its rate, its size, and what is in it."""
         sizes, contents = {}, {}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
@@ -196,7 +196,7 @@ def number_layers(backbones: list[Twins]) -> tuple[dict[int, int], int]:
 
 
 def parts_of(backbone: Twins) -> Iterator[tuple[int, nn.Module]]:
-    """Yields each part of a backbone with its layer."""
+    """Yield each part of a backbone with its layer."""
     first = 1
     for stage, depth in enumerate(backbone.sizes.depths):
         yield first if stage else 0, backbone.patch_embeds[stage]

@@ -30,7 +30,7 @@ class WholeFiles(LocalBackend):
         self.outdated: list[str] = []
 
     def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
-        """Writes bytes in one step; folders are made where they are missing.
+        """Write bytes in one step; folders are made where they are missing.
 
         Args:
             obj: what the file is to hold.
@@ -45,19 +45,19 @@ class WholeFiles(LocalBackend):
             temporary.write_bytes(obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
-        """Writes text in one step, as :meth:`put` writes bytes."""
+        """Write text in one step, as :meth:`put` writes bytes."""
         self.put(obj.encode(encoding), filepath)
 
     def remove(self, filepath: str | Path) -> None:
-        """Notes a file as outdated."""
+        """Note a file as outdated."""
         self.outdated.append(str(filepath))
 
     def rmtree(self, dir_path: str | Path) -> None:
-        """Notes a folder as outdated."""
+        """Note a folder as outdated."""
         self.remove(dir_path)
 
     def remove_outdated(self) -> None:
-        """Removes what was noted; what is gone already is passed over."""
+        """Remove what was noted; what is gone already is passed over."""
         while self.outdated:
             path = Path(self.outdated[0])
             if path.is_dir():

@@ -86,7 +86,7 @@ def use(choice: str) -> Iterator[None]:
 
 
 def _may_use_cpu_version(*tensors: Tensor) -> bool:
-    """Whether the tensors are on a CPU, in eager mode, and nobody forbids it."""
+    """Return whether the tensors are on a CPU, in eager mode, and nobody forbids it."""
     return (
         not is_traced()  # first: a compiler does not trace what follows
         and (_choice.get() or _default) == 'auto'

@@ -48,6 +48,13 @@ def test_a_compiled_op_is_a_missing_module_that_names_full_mmcv():
 
 
 @lite
+@pytest.mark.parametrize('module', ['nms', 'roi_align'])
+def test_a_module_of_compiled_ops_names_full_mmcv(module):
+    with pytest.raises(ModuleNotFoundError, match=f'{module}.* full mmcv'):
+        importlib.import_module(f'mmcv.ops.{module}')
+
+
+@lite
 def test_focal_loss_says_what_it_needs_when_it_is_called():
     from mmcv.ops import sigmoid_focal_loss
 
