@@ -1,13 +1,13 @@
 """Build and install mmseg_twins.
 
-Beside the package itself, mim (openmim 0.3.9) and mmengine look for the recipes,
+Beside the package itself, mim (openmim 0.3.9) and mmengine look for the configs,
 the scripts and the model index of an installed package in its folder ``.mim``.
 Where they look for that folder decides two things here:
 
 * A wheel carries copies under ``mmseg_twins/.mim``. They are copied into the build
   folder, never into the source tree.
 * An editable install gets links in ``mmseg_twins/.mim`` of the source tree (git
-  ignores them), so that an edited recipe is found as it stands. Its metadata also
+  ignores them), so that an edited config is found as it stands. Its metadata also
   names the source folder in ``top_level.txt``: see ``EditableWheel``.
 """
 
@@ -44,7 +44,7 @@ os.environ.setdefault('SOURCE_DATE_EPOCH', '315532800')
 MMCV_RANGE = '>=2.1.0,<2.2.0'
 
 # mmengine and mim import pkg_resources, which setuptools 82 no longer has: mmengine
-# already when a recipe inherits from `mmseg::`. torch 2.13 needs 77.0.3.
+# already when a config inherits from `mmseg::`. torch 2.13 needs 77.0.3.
 SETUPTOOLS = 'setuptools>=77.0.3,<82'
 
 # The tests have been run with the lower bounds: see requirements/oldest.txt.
@@ -74,7 +74,7 @@ EXTRAS_REQUIRE = {
 
 
 def is_cache(name: str) -> bool:
-    """Return whether a file or folder is what tools leave behind, such as `.ruff_cache`."""
+    """Return whether tools leave such a file or folder, such as `.ruff_cache`."""
     return name.startswith('.') or name == '__pycache__'
 
 

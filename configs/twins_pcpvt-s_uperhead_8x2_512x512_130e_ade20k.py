@@ -5,7 +5,7 @@ max_iters = 130 * 20210 // 16
 
 model = dict(
     backbone=dict(norm_cfg=dict(type='LN', eps=1e-5)),
-    # Twice as wide as in the five other recipes, as the published checkpoint is
+    # Twice as wide as in the five other configs, as the published checkpoint is
     decode_head=dict(channels=1024),
     auxiliary_head=dict(channels=512),
 )

@@ -1,4 +1,4 @@
-"""What every ADE20K recipe shares: data, run time, the Twins package."""
+"""What every ADE20K config shares: data, run time, the Twins package."""
 
 _base_ = [
     'mmseg::_base_/datasets/ade20k.py',

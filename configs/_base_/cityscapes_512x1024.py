@@ -1,4 +1,4 @@
-"""What every Cityscapes recipe shares: data, run time, the Twins package."""
+"""What every Cityscapes config shares: data, run time, the Twins package."""
 
 _base_ = [
     'mmseg::_base_/datasets/cityscapes.py',

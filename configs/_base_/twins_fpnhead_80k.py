@@ -13,7 +13,7 @@ model = dict(
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=1e-4)
 )
-# The inherited schedule ends at 1e-4, this recipe's own start, and would never decay.
+# The inherited schedule ends at 1e-4, this config's own start, and would never decay.
 param_scheduler = [
     dict(type='PolyLR', power=0.9, eta_min=1e-6, begin=0, end=80000, by_epoch=False),
 ]

@@ -1,4 +1,4 @@
-"""Semantic FPN on ADE20K, 80,000 iterations; a recipe adds backbone and widths."""
+"""Semantic FPN on ADE20K, 80,000 iterations; a config adds backbone and widths."""
 
 _base_ = ['./ade20k_512x512.py', './twins_fpnhead_80k.py']
 data_preprocessor = dict(size=_base_.crop_size)

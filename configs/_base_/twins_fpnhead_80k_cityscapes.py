@@ -1,4 +1,4 @@
-"""Semantic FPN on Cityscapes, 80,000 iterations; a recipe adds backbone and widths.
+"""Semantic FPN on Cityscapes, 80,000 iterations; a config adds backbone and widths.
 
 Optimizer and schedule are those of ADE20K.
 """

@@ -1,4 +1,4 @@
-"""UPerNet on ADE20K, 160,000 iterations; a recipe adds backbone and widths."""
+"""UPerNet on ADE20K, 160,000 iterations; a config adds backbone and widths."""
 
 _base_ = ['./ade20k_512x512.py', './twins_uperhead_160k.py']
 data_preprocessor = dict(size=_base_.crop_size)

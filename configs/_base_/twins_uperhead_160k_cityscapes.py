@@ -1,4 +1,4 @@
-"""UPerNet on Cityscapes, 160,000 iterations; a recipe adds backbone and widths.
+"""UPerNet on Cityscapes, 160,000 iterations; a config adds backbone and widths.
 
 Optimizer and schedule are those of ADE20K.
 """

@@ -22,7 +22,7 @@ from ..models.backbones import PCPVT, SVT
 
 FAMILIES = {'pcpvt': PCPVT, 'svt': SVT}
 ARCHS = {'s': 'small', 'b': 'base', 'l': 'large'}
-MAX_WIDTH = 1 << 14  # of heads; those of recipes have up to 1024 channels
+MAX_WIDTH = 1 << 14  # of heads; those of configs have up to 1024 channels
 VARIANTS = tuple(f'{family}-{size}' for family in FAMILIES for size in ARCHS)
 
 
@@ -57,7 +57,7 @@ class Heads:
     """What stands on a segmentor's backbone.
 
     Attributes:
-        kind: ``'uperhead'`` or ``'fpn'``, as recipes are named.
+        kind: ``'uperhead'`` or ``'fpn'``, as configs are named.
         channels: width of the decode head.
         num_classes: classes that the heads tell apart.
         auxiliary_channels: width of the auxiliary head; None without one.

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 from .models import Heads
 
-RECIPES = {
-    # head, whether in SSSegmentation's setting: the recipe, after its variant
+CONFIGS = {
+    # head, whether in SSSegmentation's setting: the config, after its variant
     ('uperhead', False): 'uperhead_8x2_512x512_160k_ade20k',
     ('uperhead', True): 'uperhead_8x2_512x512_130e_ade20k',
     ('fpn', False): 'fpn_fpnhead_8x4_512x512_80k_ade20k',
 }
-# The width of the heads in recipes: decode head, auxiliary head.
-RECIPE_WIDTHS = {
+# The width of the heads in configs: decode head, auxiliary head.
+CONFIG_WIDTHS = {
     ('uperhead', False): (512, 256),
     ('uperhead', True): (512, 512),
     ('fpn', False): (128, None),
 }
-RECIPE_NECK_WIDTH = 256
+CONFIG_NECK_WIDTH = 256
 ADE20K_CLASSES = 150
 SSSEG_AUXILIARY_CHANNELS = 512
 NAMED = 4  # how many names a line of the table holds
@@ -65,16 +65,16 @@ class Report:
         """Return whether there were values to look at, and not just shapes."""
         return len(self.verified) > 2
 
-    def recipe(self) -> str | None:
-        """The name of the recipe whose model a converted segmentor is."""
+    def config(self) -> str | None:
+        """The name of the config whose model a converted segmentor is."""
         if self.heads is None or self.written.startswith('official'):
             return None
         kind = self.heads.kind
         ssseg = self.heads.auxiliary_channels == SSSEG_AUXILIARY_CHANNELS
-        name = RECIPES.get((kind, ssseg))
+        name = CONFIGS.get((kind, ssseg))
         fits = kind == 'uperhead' or (
             self.heads.auxiliary_channels is None
-            and self.heads.neck_channels == RECIPE_NECK_WIDTH
+            and self.heads.neck_channels == CONFIG_NECK_WIDTH
         )
         if name is None or not fits:
             return None
@@ -83,12 +83,12 @@ class Report:
         return f'twins_{self.variant}_{name}.py'
 
     def options(self) -> list[str]:
-        """What has to be set in :meth:`recipe` for this segmentor's heads."""
-        if self.recipe() is None:
+        """What has to be set in :meth:`config` for this segmentor's heads."""
+        if self.config() is None:
             return []
         kind = self.heads.kind
         ssseg = self.heads.auxiliary_channels == SSSEG_AUXILIARY_CHANNELS
-        channels, auxiliary = RECIPE_WIDTHS[kind, ssseg]
+        channels, auxiliary = CONFIG_WIDTHS[kind, ssseg]
         if self.variant == 'pcpvt-s' and ssseg:
             channels = 1024
         options = []
@@ -118,13 +118,15 @@ class Report:
             return 'the official code and timm, load_state_dict(..., strict=False)'
         if self.heads is None:
             return f"init_cfg=dict(type='Pretrained', checkpoint={self.target!r})"
-        recipe = self.recipe()
-        if recipe is None:
-            return 'a config of yours with these heads; no recipe here has them'
+        config = self.config()
+        if config is None:
+            return (
+                'a config of yours with these heads; no config of this package has them'
+            )
         options = ' '.join(self.options())
         options = f' --cfg-options {options}' if options else ''
         return (
-            f'mim test mmsegmentation configs/{recipe} --checkpoint {self.target}'
+            f'mim test mmsegmentation configs/{config} --checkpoint {self.target}'
             f'{options}'
         )
 

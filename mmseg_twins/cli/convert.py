@@ -17,23 +17,23 @@ from ..errors import CheckpointError
 DESCRIPTION = """\
 Convert a Twins checkpoint to mmsegmentation 1.x, verified.
 
-What it is - a classifier or segmentor of the official code, a classifier of timm, a
-segmentor of SSSegmentation, a backbone or segmentor of mmsegmentation - and which
-size it has is found out. A classifier or backbone becomes a bare backbone for
+The variant and the layout are detected: a classifier or segmentor of the official code,
+a classifier of timm, a segmentor of SSSegmentation, a backbone or segmentor of
+mmsegmentation. A classifier or backbone becomes a bare backbone for
 init_cfg=dict(type='Pretrained', checkpoint=STORE), a segmentor a whole segmentor for
 `mim test mmsegmentation CONFIG --checkpoint STORE`. Nothing is written unless all
-names, shapes and values check out and the model that they make runs.
+names, shapes and values are verified and a forward pass of the model is finite.
 """
 EPILOG = """\
 examples:
   twins2mmseg alt_gvt_small.pth svt-s.pth
-  twins2mmseg https://host/upernet_svtsmall_ade20k.pth svt-s_upernet.pth --arch svt-s
+  twins2mmseg https://host/upernet_svtsmall_ade20k.pth svt-s_upernet.pth --variant svt-s
   twins2mmseg iter_160000.pth svt-s.safetensors --backbone-only --to official
 """
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Makes the parser of the command line."""
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog='twins2mmseg',
         description=DESCRIPTION,
@@ -53,16 +53,17 @@ def make_parser() -> argparse.ArgumentParser:
         help=f'the file to write; ends in {" or ".join(SUFFIXES)}',
     )
     parser.add_argument(
-        '--arch',
+        '--variant',
         choices=VARIANTS,
-        help='fail if the checkpoint is of another variant (it is found out anyway)',
+        help='fail if the checkpoint is of another variant (default: any)',
     )
+    parser.add_argument('--arch', choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument(
         '--to',
         choices=tuple(TARGETS),
         default='mmseg',
-        help='whose names the written file has: mmsegmentation, or the official code '
-        'and timm (default: mmseg)',
+        help='layout of the written file: mmsegmentation, or the official code and '
+        'timm (default: mmseg)',
     )
     parser.add_argument(
         '--use-ema',
@@ -72,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--backbone-only',
         action='store_true',
-        help='leave the heads of a segmentor and write its bare backbone',
+        help='drop the heads of a segmentor and write its bare backbone',
     )
     parser.add_argument(
         '--force', action='store_true', help='replace STORE if it exists'
@@ -101,17 +102,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         an interruption it is 128 and the number of the signal, as in a shell.
 
     Raises:
-        SystemExit: with status 2 for arguments that are none.
+        SystemExit: with status 2 for invalid arguments.
     """
     parser = make_parser()
     args = parser.parse_args(argv)
+    if args.arch:
+        print(f'{parser.prog}: --arch is deprecated; use --variant', file=sys.stderr)
     earlier = signal.signal(signal.SIGTERM, interrupt)
     try:
         report = convert_checkpoint(
             args.pretrain,
             args.store,
             to=args.to,
-            arch=args.arch,
+            arch=args.variant or args.arch,
             use_ema=args.use_ema,
             backbone_only=args.backbone_only,
             force=args.force,
@@ -129,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Ends the process in order, so that temporary files are removed."""
+    """End the process in order, so that temporary files are removed."""
     raise KeyboardInterrupt(number)
 
 
@@ -143,6 +146,6 @@ def describe_error(error: Exception) -> str:
 
 
 def fail(parser: argparse.ArgumentParser, status: int, message: str) -> int:
-    """Says what went wrong; returns the exit status."""
+    """Say what went wrong; returns the exit status."""
     print(f'{parser.prog}: error: {message}', file=sys.stderr)
     return status

@@ -339,7 +339,7 @@ def test_a_whole_pickled_model_is_refused_by_name(tmp_path, store, capsys):
 def test_arch_that_contradicts_the_file_is_told_what_it_is(tmp_path, store, capsys):
     source = edited(tmp_path / 'source.pth')
 
-    sentence = refused(capsys, store, source, store, '--arch', 'pcpvt-l')
+    sentence = refused(capsys, store, source, store, '--variant', 'pcpvt-l')
 
     assert 'this is svt-s (official classifier), not pcpvt-l' in sentence
 
@@ -434,7 +434,7 @@ def test_interruption_leaves_the_old_store_and_no_debris(
         ['source.pth'],
         ['source.pth', 'store.pt'],
         ['source.pth', 'store'],
-        ['source.pth', 'store.pth', '--arch', 'svt-xl'],
+        ['source.pth', 'store.pth', '--variant', 'svt-xl'],
         ['source.pth', 'store.pth', '--to', 'timm'],
         ['source.pth', 'store.pth', 'third.pth'],
     ],

@@ -118,31 +118,31 @@ def test_backbone_of_an_unknown_segmentor_can_be_taken():
     assert converted.keys() == shapes_of('mmseg', 'svt-s').keys()
 
 
-def test_sssegmentation_gets_the_recipe_with_its_auxiliary_head():
+def test_sssegmentation_gets_the_config_with_its_auxiliary_head():
     for variant in ('pcpvt-s', 'svt-b'):
         _, report = convert_state_dict(meta_state(shapes_of('ssseg-upernet', variant)))
 
         assert report.heads.auxiliary_channels == 512
-        assert report.recipe() == f'twins_{variant}_uperhead_8x2_512x512_130e_ade20k.py'
+        assert report.config() == f'twins_{variant}_uperhead_8x2_512x512_130e_ade20k.py'
         assert report.options() == []
 
 
 @pytest.mark.parametrize(
-    ('layout', 'variant', 'recipe'),
+    ('layout', 'variant', 'config'),
     [
         ('mmseg-upernet', 'pcpvt-s', 'uperhead_8x4_512x512_160k_ade20k'),
         ('official-upernet', 'svt-l', 'uperhead_8x2_512x512_160k_ade20k'),
         ('mmseg-fpn', 'pcpvt-b', 'fpn_fpnhead_8x4_512x512_80k_ade20k'),
     ],
 )
-def test_segmentor_gets_the_recipe_that_fits(layout, variant, recipe):
+def test_segmentor_gets_the_config_that_fits(layout, variant, config):
     _, report = convert_state_dict(meta_state(shapes_of(layout, variant)))
 
-    assert report.recipe() == f'twins_{variant}_{recipe}.py'
+    assert report.config() == f'twins_{variant}_{config}.py'
     assert report.options() == []
 
 
-def test_other_classes_and_widths_are_options_of_the_recipe():
+def test_other_classes_and_widths_are_options_of_the_config():
     shapes = shapes_of('mmseg-upernet', 'svt-s')
     for name, shape in shapes.items():
         if '.conv_seg.' in name:

@@ -151,7 +151,7 @@ def test_averaged_weights_are_taken_on_demand(tmp_path):
         read_source(path, use_ema=True)
 
 
-def test_classes_and_colours_of_a_segmentor_are_kept(store, tmp_path):
+def test_classes_and_colors_of_a_segmentor_are_kept(store, tmp_path):
     state = random_state(shapes_of('mmseg-fpn', 'svt-s'), torch.bfloat16)
     source = tmp_path / 'source.pth'
     meta = {'CLASSES': ('wall', 'sky'), 'PALETTE': [[1, 2, 3], [4, 5, 6]], 'epoch': 1}

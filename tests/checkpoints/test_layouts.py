@@ -66,7 +66,7 @@ def test_sssegmentation_becomes_a_whole_segmentor(variant):
     assert report.found == 'sssegmentation segmentor'
     assert report.variant == variant
     ours = shapes_of('mmseg-upernet', variant)
-    # Its heads have other widths than mmsegmentation's recipes: the names are equal.
+    # Its heads have other widths than mmsegmentation's configs: the names are equal.
     assert state.keys() == ours.keys()
     assert {
         name: shape

@@ -70,8 +70,8 @@ def test_logits_equal_sssegmentations(variant):
     recorded = json.loads(file.read_text())
     state = recorded_state(shapes_of('ssseg-upernet', variant))
     converted, report = convert_state_dict(state)
-    # The recipe that the report names, as it stands.
-    cfg = Config.fromfile(CONFIGS / report.recipe())
+    # The config that the report names, as it stands.
+    cfg = Config.fromfile(CONFIGS / report.config())
     assert report.options() == []
     cfg.model.backbone.init_cfg = None
     model = MODELS.build(cfg.model).double().eval()

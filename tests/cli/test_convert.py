@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from mmseg_twins.cli.convert import main
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / 'tools' / 'model_converters' / 'twins2mmseg.py'
 
@@ -42,3 +44,8 @@ def test_failure_is_one_line_without_traceback(tmp_path, store):
     assert done.stderr == (
         f'twins2mmseg: error: there is no file {tmp_path / "none.pth"}\n'
     )
+
+
+def test_the_former_name_of_an_option_still_works(classifier, store, capsys):
+    assert main([str(classifier), str(store), '--arch', 'svt-s']) == 0
+    assert '--arch is deprecated; use --variant' in capsys.readouterr().err

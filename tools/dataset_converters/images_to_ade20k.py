@@ -1,10 +1,10 @@
-"""Lay out images of your own as ADE20K, so that the recipes run on them.
+"""Lay out images of your own as ADE20K, so that the configs run on them.
 
 SOURCE holds `images/*.jpg` and `annotations/*.png` with the same names; annotations
 have one channel, 0 for "other" and 1 to 150 for ADE20K's classes. By default all
 images are used for training and for validation, which is for trying things out:
 results on images that were trained on say nothing about quality. `--held-out N`
-keeps the last N for validation. The recipes look for the result in
+keeps the last N for validation. The configs look for the result in
 data/ade/ADEChallengeData2016.
 
 ADE20K itself, ADEChallengeData2016.zip, is laid out this way already.
