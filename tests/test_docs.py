@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ['README.md', *(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md'))]
 LANGUAGES = {'bash', 'python', 'console', 'text', 'bibtex'}
 
-QUICKSTART = 'python tools/quickstart.py --training 8 --validation 6 --max-iters 4'
+QUICKSTART = 'python tools/demo/quickstart.py --training 8 --validation 6 --max-iters 4'
 ONE_ITERATION = (
     ' --work-dir work_dirs/mim --cfg-options train_cfg.max_iters=1 '
     'train_dataloader.batch_size=2 train_dataloader.num_workers=0 '

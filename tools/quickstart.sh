@@ -1,8 +1,33 @@
 #!/usr/bin/env bash
-# Sets up the environment, trains a small Twins on scenes that it makes, and shows how
-# well it does: pictures and a table, everything under work_dirs/quickstart.
-#   bash tools/quickstart.sh [--help]
+# Sets up the environment and runs tools/demo/quickstart.py in it.
 set -euo pipefail
+
+usage() {
+  cat <<'HELP'
+Usage: bash tools/quickstart.sh [OPTION]...
+
+Sets up an environment where need be, draws street scenes, trains a small Twins on them
+and shows how well it does on scenes that it has not seen. Takes a few minutes on two CPU
+cores. The results of an earlier run are moved to a folder of their own.
+
+Options:
+  --work-dir FOLDER  folder of the results (default: work_dirs/quickstart)
+  --training N       scenes to train on (default: 240)
+  --validation N     scenes held out (default: 48)
+  --seed SEED        equal seeds give equal scenes (default: 0)
+  --max-iters N      training iterations (default: the config's)
+  --help             print this text
+HELP
+}
+
+for argument in "$@"; do
+  case $argument in
+    -h | --help)
+      usage
+      exit
+      ;;
+  esac
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$(bash tools/setup_env.sh --print-python)
 exec "$python" tools/demo/quickstart.py "$@"
