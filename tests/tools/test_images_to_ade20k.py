@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SCRIPT = Path(__file__).parents[1] / 'tools/dataset_converters/images_to_ade20k.py'
+SCRIPT = Path(__file__).parents[2] / 'tools/dataset_converters/images_to_ade20k.py'
 NAMES = ('first', 'second', 'third')
 
 
