@@ -19,7 +19,6 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from PIL import Image
 from safetensors.torch import save_file
-from streets.figures import History
 from torch import nn
 
 from mmseg_twins.engine import CheckLabels, StartFrom
@@ -341,7 +340,7 @@ def write_log(folder: Path, values: dict[int, float]) -> Path:
 
 
 def test_the_first_evaluation_that_reaches_a_value_counts():
-    history = History(checks=[10, 20, 30, 40], miou=[20.0, 55.0, 48.0, 60.0])
+    history = curves.History(checks=[10, 20, 30, 40], miou=[20.0, 55.0, 48.0, 60.0])
     assert curves.iterations_to_reach(history, 50) == 20
     assert curves.iterations_to_reach(history, 55) == 20
     assert curves.iterations_to_reach(history, 61) is None

@@ -6,13 +6,14 @@ A command of its own: `python -m curves -h`.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from streets.figures import History, read_history
 
 from mmseg_twins.checkpoints.writing import check_writable, replacing
 from mmseg_twins.cli import common as cli
@@ -20,6 +21,14 @@ from mmseg_twins.cli import common as cli
 # Told apart by readers who do not see red or green, too.
 COLORS = ('#0072b2', '#e69f00', '#56b4e9', '#cc79a7')
 INK, FAINT = '#2b2b33', '#e4e4ea'
+
+
+@dataclass
+class History:
+    """The evaluations of a training: iterations, and mean IoU in percent."""
+
+    checks: Sequence[int]
+    miou: Sequence[float]
 
 
 def read_run(folder: Path) -> History:
@@ -38,10 +47,11 @@ def read_run(folder: Path) -> History:
             f'{str(folder)!r} has no */vis_data/scalars.json: it is no work dir of a '
             'training'
         )
-    history = read_history(logs[-1])
-    if not history.checks:
+    lines = map(json.loads, logs[-1].read_text().splitlines())
+    evaluations = [(line['step'], line['mIoU']) for line in lines if 'mIoU' in line]
+    if not evaluations:
         raise ValueError(f'the training in {str(folder)!r} was not evaluated yet')
-    return history
+    return History(*zip(*evaluations, strict=True))
 
 
 def iterations_to_reach(history: History, miou: float) -> int | None:

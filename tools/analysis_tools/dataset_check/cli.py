@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from benchmarking.machine import usable_cores
 from mmengine.config import Config
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
-from streets.folder import usable_cores
 
 from dataset_check import report
 from dataset_check.datasets import (
