@@ -15,6 +15,7 @@ FAR = 100.0  # where the street ends
 FLOOR = 3.0  # height of a floor, and width of a window's bay
 
 # fmt: off
+GROUND = [(102, 104, 112), (186, 176, 160), (118, 152, 76)]  # road, pavement, grass
 WALLS = [(226, 205, 170), (196, 112, 82), (214, 160, 96), (172, 182, 156),
          (222, 176, 164), (150, 84, 66), (178, 190, 204), (236, 228, 212),
          (120, 134, 150), (232, 192, 120)]
@@ -81,11 +82,9 @@ class Street:
             self.place_buildings(side, kind)
             self.place_at_kerb(side)
         for lane in range(self.lanes):
-            x, start = (
-                self.drive * ((2 * lane + 1) / self.lanes - 1),
-                self.rng.uniform(7, 16),
-            )
-            self.row(self.paint_car, x, start, 13, 0.6, 1 if x > 0.1 else -1)
+            x = self.drive * ((2 * lane + 1) / self.lanes - 1)
+            heading = 1 if x > 0.1 else -1
+            self.row(self.paint_car, x, self.rng.uniform(7, 16), 13, 0.6, heading)
         for _ in range(self.rng.integers(0, 4) if self.zebra < np.inf else 0):
             x = self.rng.uniform(-0.9, 0.9) * self.road
             self.place(self.paint_person, x, self.zebra + self.rng.uniform(0.4, 2.4))
@@ -125,9 +124,8 @@ class Street:
                     self.place(self.paint_tree, side * x, max(5, at), behind=FAR)
             else:
                 floors = int(rng.integers(3, 7)) if town else 2
-                self.place(
-                    self.paint_building, side * front, z, bays, floors, behind=FAR
-                )
+                x = side * front
+                self.place(self.paint_building, x, z, bays, floors, behind=FAR)
             z += bays * FLOOR + (0 if town else rng.uniform(2, 5))
         for x in side * np.arange(0.1, 90, 13):
             z, floors = FAR + rng.uniform(0, 9), int(rng.integers(2, 8))
@@ -136,13 +134,8 @@ class Street:
     def place_at_kerb(self, side: int) -> None:
         """Place trees, parked cars, lamps, a sign and people at one side."""
         rng = self.rng
-        share, start, step = (
-            rng.choice([0, 0.9]),
-            rng.uniform(7, 12),
-            rng.uniform(8, 14),
-        )
-        x = side * (self.road + (self.verge / 2 or 0.8))
-        self.row(self.paint_tree, x, start, step, share)
+        share, x = rng.choice([0, 0.9]), side * (self.road + (self.verge / 2 or 0.8))
+        self.row(self.paint_tree, x, rng.uniform(7, 12), rng.uniform(8, 14), share)
         share = rng.uniform(0.4, 0.9) if self.parking else 0
         self.row(self.paint_car, side * (self.road - 1.1), 6, 6, share, side)
         share, x = rng.choice([0, 1]), side * (self.road + 0.5)
@@ -170,22 +163,17 @@ class Street:
         pavement = (side > self.road + self.verge) & (side < self.edge)
         pavement |= (z > start - 2.5) & (z < end + 2.5)
         pavement |= (side > self.edge) & np.where(x < 0, *(self.sides == 'town'))
-        labels = np.where(
-            road, Label.ROAD, np.where(pavement, Label.PAVEMENT, Label.GRASS)
-        )
-        canvas.labels[top:] = labels
+        kind = np.where(road, 0, np.where(pavement, 1, 2))
+        canvas.labels[top:] = Label.ROAD + kind
 
-        kind = labels - Label.ROAD
-        colors = map(
-            canvas.pick, ([(102, 104, 112)], [(186, 176, 160)], [(118, 152, 76)])
-        )
-        ground = canvas.lit([*colors], (0, 1, 0)).astype(np.float32)[kind]
+        colors = [canvas.pick([color]) for color in GROUND]
+        ground = canvas.lit(colors, (0, 1, 0)).astype(np.float32)[kind]
         grain = canvas.noise(512, 512, 8) - 0.5
         grain = grain[(z * 14).astype(int) % 512, (x * 14).astype(int) % 512]
         strength = np.float32([0.22, 0.16, 0.9])[kind] * (0.25 + np.exp(-z / 18))
         ground *= (1 + strength * grain)[..., None]
         joints = (x % 1.1 < 0.06) | (z % 1.1 < 0.06)
-        ground[joints & (labels == Label.PAVEMENT) & (z < 16)] *= 0.9
+        ground[joints & (kind == 1) & (z < 16)] *= 0.9
         ground[kerb & ~road] *= 1.15
 
         lane = 2 * self.drive / self.lanes
@@ -211,8 +199,9 @@ class Street:
         if floors < 3 or self.rng.random() < 0.4:
             top = (x + depth / 2, height + 2.9)
             shade = canvas.lit(roof, (-side * 0.55, 0.83, 0))
-            gable = [(x, height, z), (x + depth, height, z), (*top, z)]
-            canvas.fill(gable if z > NEAR else gable[:1], front, Label.BUILDING)
+            if z > NEAR:
+                gable = [(x, height, z), (x + depth, height, z), (*top, z)]
+                canvas.fill(gable, front, Label.BUILDING)
         eave = (x - side * 0.3, height - 0.1)
         for near in np.arange(z, end, FLOOR):
             along = (0, 0, FLOOR)
@@ -268,11 +257,9 @@ class Street:
             normals = rng.normal(size=(count if z < 60 else 30, 3)) - (0, 0, 0.4)
             normals /= np.linalg.norm(normals, axis=1, keepdims=True)
             normals = normals[normals[:, 2].argsort()[::-1]]
-            light = (
-                0.86 + 0.22 * normals[:, 1:2] + rng.normal(0, 0.06, (len(normals), 1))
-            )
+            light = 0.86 + 0.22 * normals[:, 1] + rng.normal(0, 0.06, len(normals))
             places = middle + normals * size * (reach, reach, 0)
-            leaves = canvas.lit(color, normals) * light
+            leaves = canvas.lit(color, normals) * light[:, None]
             canvas.discs(places, radius * size[0], leaves, Label.TREE)
 
     def paint_car(self, x: float, z: float, heading: int) -> None:
@@ -298,11 +285,8 @@ class Street:
             fill([low, low, high, high], half, canvas.lit(color, normal))
             if abs(rise) > 0.3 and max(low[1], high[1]) > belt + 0.2:
                 low, high = low + 0.1 * (high - low), high - 0.1 * (high - low)
-                fill(
-                    [low, low, high, high],
-                    0.84 * half,
-                    canvas.glass * (1.1 + normal[1]),
-                )
+                glass = canvas.glass * (1.1 + normal[1])
+                fill([low, low, high, high], 0.84 * half, glass)
 
         side = np.sign(canvas.eye[0] - x)
         width, shade = 0.88 * side, 0.92 * canvas.lit(color, (side, 0, 0))
@@ -311,11 +295,8 @@ class Street:
         middle = cabin.mean(0)
         window = middle + (0, 0.02) + (cabin - middle) * (0.86, 0.72)
         fill(window, [width] * len(window), 1.2 * canvas.glass)
-        pillar = [
-            (middle[0] + a, y)
-            for a, y in ((-0.1, belt), (0, belt), (0, 1.4), (-0.1, 1.4))
-        ]
-        fill(pillar, [width] * 4, 0.9 * shade)
+        pillar = middle[0] + np.array([-0.1, 0, 0, -0.1]), [belt, belt, 1.4, 1.4]
+        fill(np.stack(pillar, 1), [width] * 4, 0.9 * shade)
         turn = np.linspace(0, 2 * np.pi, 14)
         for axle in (outline[0, 0] + 0.75, outline[-1, 0] - 0.75):
             for radius, tone in ((0.36, black), (0.2, black + 100)):
@@ -366,11 +347,8 @@ class Street:
 
     def paint_pole(self, x: float, z: float, kind: str) -> None:
         """Paint a street lamp or a traffic sign, which have no class."""
-        canvas, arm, top = (
-            self.canvas,
-            x - 1.3 * np.sign(x),
-            5.6 if kind == 'lamp' else 2.5,
-        )
+        canvas, arm = self.canvas, x - 1.3 * np.sign(x)
+        top = 5.6 if kind == 'lamp' else 2.5
         colors = [(84, 88, 94), canvas.pick(SIGNS), (240, 240, 236)]
         gray, color, white = canvas.lit(colors, (0, 0.3, -0.8))
         canvas.cast(np.array([(x - 0.06, z), (x + 0.06, z)]), 0, top)
