@@ -129,7 +129,7 @@ param_scheduler = [
     ),
 ]
 train_cfg = dict(
-    type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 4
+    type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 3
 )
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -62,7 +62,7 @@ def make_config(
         warmup, decay = cfg.param_scheduler
         warmup.end = decay.begin = min(warmup.end, max_iters // 2)
         decay.end = cfg.train_cfg.max_iters = max_iters
-        cfg.train_cfg.val_interval = max(1, max_iters // 4)
+        cfg.train_cfg.val_interval = max(1, max_iters // 3)
         cfg.default_hooks.checkpoint.interval = max_iters
         cfg.default_hooks.logger.interval = min(20, max_iters)
     return cfg
