@@ -10,7 +10,9 @@ sides have the same without a checkpoint.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -21,13 +23,16 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 from torch import Tensor
 
 from mmseg_twins.models.backbones import PCPVT, SVT
+from mmseg_twins.models.backbones.sizes import PCPVT_SIZES, SVT_SIZES
 
 FAMILIES = {'PCPVT': PCPVT, 'SVT': SVT}
 TINY = dict(
@@ -76,6 +81,79 @@ def small_demo(scenes: Path) -> Config:
             'log_level': 'ERROR',
         }
     )
+    return cfg
+
+
+RUNS = itertools.count()
+
+
+def train_demo(
+    cfg: Config, folder: Path, work_dir: str = 'run', *, exact: bool = True, **settings
+) -> Runner:
+    """Trains a copy of a config in this process.
+
+    Args:
+        cfg: such as :func:`small_demo` makes.
+        folder: where ``work_dir`` is.
+        work_dir: of the training.
+        exact: whether to keep ExactResume.
+        settings: replace those of ``cfg``; `__` stands for a dot.
+    """
+    cfg = copy.deepcopy(cfg)
+    name = f'run_{os.getpid()}_{next(RUNS)}'  # mmengine shares what has one name
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(folder / work_dir),
+            'experiment_name': name,
+            'visualizer.name': name,
+            # Merging takes `_delete_` out.
+            **copy.deepcopy({k.replace('__', '.'): v for k, v in settings.items()}),
+        }
+    )
+    if not exact:
+        del cfg.default_hooks.resuming
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        # mmengine formats the config with every checkpoint, half the time of a run.
+        with mock.patch.object(Config, 'pretty_text', 'left out'):
+            runner = Runner.from_cfg(cfg)
+            runner.train()
+    finally:
+        torch.set_num_threads(threads)
+    return runner
+
+
+CUT = 8
+
+
+def narrow_config(name: str) -> Config:
+    """A config of ``configs`` at an eighth of its width, without randomness.
+
+    Crops are of 64 px, and no pretrained weights are loaded. Heads, losses, layout of
+    the backbone and optimizer are the config's own.
+    """
+    # What Mask2Former's config imports need not be there.
+    cfg = Config.fromfile(ROOT / f'configs/{name}.py', import_custom_modules=False)
+    model = cfg.model
+    sizes = {'mmseg_twins.PCPVT': PCPVT_SIZES, 'mmseg_twins.SVT': SVT_SIZES}
+    widths = sizes[model.backbone.type][model.backbone.arch].embed_dims
+    model.backbone.update(
+        embed_dims=[w // CUT for w in model.backbone.get('embed_dims', widths)],
+        drop_path_rate=0.0,
+        init_cfg=None,
+    )
+    for part in (model.get('neck'), model.decode_head, model.get('auxiliary_head')):
+        for key in ('in_channels', 'out_channels', 'channels', 'c1_in_channels'):
+            value = (part or {}).get(key)
+            if isinstance(value, int):
+                part[key] = value // CUT
+            elif value is not None:
+                part[key] = [channels // CUT for channels in value]
+        if 'dropout_ratio' in (part or {}):
+            part.dropout_ratio = 0.0
+    if model.data_preprocessor.get('size'):
+        model.data_preprocessor.size = (64, 64)
     return cfg
 
 
@@ -215,9 +293,9 @@ VARIANTS = list(SIZES)
 SR_RATIOS = (8, 4, 2, 1)
 
 
-def layer(name: str, *shape: int) -> Shapes:
-    """Weight and bias."""
-    return {f'{name}.weight': shape, f'{name}.bias': shape[:1]}
+def layer(name: str, *shape: int, bias: bool = True) -> Shapes:
+    shapes = {f'{name}.weight': shape}
+    return shapes | ({f'{name}.bias': shape[:1]} if bias else {})
 
 
 def batch_norm(name: str, width: int) -> Shapes:
@@ -225,13 +303,16 @@ def batch_norm(name: str, width: int) -> Shapes:
     return layer(name, width) | buffers | {f'{name}.num_batches_tracked': ()}
 
 
-def attends_locally(variant: str, block: int) -> bool:
-    return variant.startswith('svt') and block % 2 == 0
-
-
-def official(variant: str, *, stage_norms: bool, classifier: bool) -> Shapes:
+def official(
+    size: Size,
+    *,
+    is_svt: bool,
+    stage_norms: bool,
+    classifier: bool,
+    sr_ratios: Sequence[int] = SR_RATIOS,
+    qkv_bias: bool = True,
+) -> Shapes:
     """The official classes; stage norms are those of its segmentation code."""
-    size = SIZES[variant]
     shapes = {}
     for i, dim in enumerate(size.dims):
         before = size.dims[i - 1] if i else 3
@@ -243,18 +324,18 @@ def official(variant: str, *, stage_norms: bool, classifier: bool) -> Shapes:
             block, hidden = f'blocks.{i}.{j}', size.mlp_ratios[i] * dim
             shapes |= layer(f'{block}.norm1', dim) | layer(f'{block}.norm2', dim)
             shapes |= layer(f'{block}.attn.proj', dim, dim)
-            if attends_locally(variant, j):
-                shapes |= layer(f'{block}.attn.qkv', 3 * dim, dim)
+            if is_svt and j % 2 == 0:
+                shapes |= layer(f'{block}.attn.qkv', 3 * dim, dim, bias=qkv_bias)
             else:
-                shapes |= layer(f'{block}.attn.q', dim, dim)
-                shapes |= layer(f'{block}.attn.kv', 2 * dim, dim)
-                if SR_RATIOS[i] > 1:
-                    kernel = SR_RATIOS[i]
+                shapes |= layer(f'{block}.attn.q', dim, dim, bias=qkv_bias)
+                shapes |= layer(f'{block}.attn.kv', 2 * dim, dim, bias=qkv_bias)
+                if sr_ratios[i] > 1:
+                    kernel = sr_ratios[i]
                     shapes |= layer(f'{block}.attn.sr', dim, dim, kernel, kernel)
                     shapes |= layer(f'{block}.attn.norm', dim)
             shapes |= layer(f'{block}.mlp.fc1', hidden, dim)
             shapes |= layer(f'{block}.mlp.fc2', dim, hidden)
-        if stage_norms and variant.startswith('svt'):
+        if stage_norms:
             shapes |= layer(f'norm_list.{i}', dim)
     if classifier:
         shapes |= layer('norm', size.dims[-1]) | layer('head', 1000, size.dims[-1])
@@ -274,7 +355,7 @@ def mmseg(variant: str) -> Shapes:
         for j in range(size.depths[i]):
             block, hidden = f'layers.{i}.{j}', size.mlp_ratios[i] * dim
             shapes |= layer(f'{block}.norm1', dim) | layer(f'{block}.norm2', dim)
-            if attends_locally(variant, j):
+            if variant.startswith('svt') and j % 2 == 0:
                 shapes |= layer(f'{block}.attn.qkv', 3 * dim, dim)
                 shapes |= layer(f'{block}.attn.proj', dim, dim)
             else:
@@ -362,10 +443,16 @@ def shapes_of(layout: str, variant: str) -> Shapes:
     if project == 'ssseg':
         return under('backbone_net.', mmseg(variant)) | ssseg_heads(variant)
     segmentor = part in ('upernet', 'fpn')
+    is_svt = variant.startswith('svt')
     backbone = (
         mmseg(variant)
         if project == 'mmseg'
-        else official(variant, stage_norms=part != 'cls', classifier=True)
+        else official(
+            SIZES[variant],
+            is_svt=is_svt,
+            stage_norms=is_svt and part != 'cls',
+            classifier=True,
+        )
     )
     if not segmentor:
         return backbone

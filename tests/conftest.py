@@ -6,11 +6,11 @@ import mmseg_twins  # noqa: F401, activates compat
 
 # isort: split
 import argparse
-import copy
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from scene_folder import write_scenes
 
-from builders import random_state, shapes_of, small_demo, tiny_config
+from builders import random_state, shapes_of, small_demo, tiny_config, train_demo
 
 NO_NETWORK = Path(__file__).parent / 'no_network'
 CLOSED = 'http://127.0.0.1:9'  # for programs other than Python: nothing answers there
@@ -153,35 +153,6 @@ def demo(scenes: Path) -> Config:
 
 
 @pytest.fixture
-def train(
-    demo: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Train]:
+def train(demo: Config, tmp_path: Path) -> Train:
     """Trains in a folder of the test, with settings replaced."""
-    # mmengine formats the config with every checkpoint, half the time of such a run.
-    monkeypatch.setattr(Config, 'pretty_text', 'left out')
-    runs = 0
-
-    def train(work_dir: str = 'run', *, exact: bool = True, **settings) -> Runner:
-        nonlocal runs
-        runs += 1
-        cfg = copy.deepcopy(demo)
-        name = f'{tmp_path.name}_{runs}'  # mmengine shares what has one name
-        cfg.merge_from_dict(
-            {
-                'work_dir': str(tmp_path / work_dir),
-                'experiment_name': name,
-                'visualizer.name': name,
-                # Merging takes `_delete_` out.
-                **copy.deepcopy({k.replace('__', '.'): v for k, v in settings.items()}),
-            }
-        )
-        if not exact:
-            del cfg.default_hooks.resuming
-        runner = Runner.from_cfg(cfg)
-        runner.train()
-        return runner
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield train
-    torch.set_num_threads(threads)
+    return partial(train_demo, demo, tmp_path)

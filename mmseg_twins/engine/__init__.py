@@ -1,4 +1,4 @@
-"""What a training run uses besides the model: hooks, optimizer parts, exact resume."""
+"""Hooks and optimizer parts for training: exact resume, bf16, layer decay, ..."""
 
 from __future__ import annotations
 

@@ -1,42 +1,38 @@
 """Batches whose order and augmentations follow from the seed and their number.
 
-mmengine 0.10.7 loads every batch that a resumed run has trained on, and drops it; its
-augmentations draw from generators that each process of a data loader keeps for itself,
-whose states no checkpoint has. Here a sample carries its number in the training, from
-which its generators are seeded. So a resumed training can begin with any batch without
-loading those before it, and neither the number of workers nor, with mmengine's
-InfiniteSampler, the number of processes that share a batch changes what is trained on.
+mmengine 0.10.7 loads every batch that a resumed run has trained on, and drops it. Its
+augmentations draw from generators of each data loading process, whose states are in no
+checkpoint. Here each sample carries its number in the training, from which the
+generators are seeded. A resumed training starts with any batch without loading those
+before it, and neither the number of workers nor, with mmengine's InfiniteSampler, the
+number of processes that share a batch changes what is trained on.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sized
-from enum import IntEnum
-from itertools import islice
+from collections.abc import Callable, Iterator, Sized
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import BatchSampler
 
-
-class Purpose(IntEnum):
-    """What random numbers are for; keeps the streams of one seed apart."""
-
-    STEP = 0
-    SAMPLE = 1
+# What random numbers are for; keeps the streams of one seed apart.
+STEP, SAMPLE = 0, 1
 
 
 def seed_generators(
-    seed: int, purpose: Purpose, *numbers: int, devices: bool = True
+    seed: int, purpose: int, *numbers: int, devices: bool = True
 ) -> None:
     """Seed the generators of Python, numpy and PyTorch.
 
     Args:
         seed: the run's seed.
-        purpose: what for.
-        numbers: what tells one use from the others, such as an iteration.
-        devices: whether those of accelerators are seeded too.
+        purpose: ``STEP`` or ``SAMPLE``.
+        numbers: what distinguishes one use from the others, such as an iteration.
+        devices: whether to seed the generators of accelerators too.
     """
     sequence = np.random.SeedSequence((seed, purpose, *numbers))
     for_python, for_torch = sequence.generate_state(2, np.uint64).tolist()
@@ -48,29 +44,11 @@ def seed_generators(
         torch.default_generator.manual_seed(for_torch)
 
 
-class NumberedIndex(int):
-    """A sample's index in the dataset, with its number in the training."""
-
-    number: int
-
-    def __new__(cls, index: int, number: int) -> NumberedIndex:
-        """Make the index; a number of its own cannot be changed."""
-        self = super().__new__(cls, index)
-        self.number = number
-        return self
-
-    def __getnewargs__(self) -> tuple[int, int]:  # type: ignore[override]
-        return int(self), self.number
-
-
 class SeededDataset:
-    """A dataset that seeds the generators before each sample.
+    """A dataset that seeds the generators before it loads a sample.
 
-    Everything but its items is the dataset's.
-
-    Args:
-        dataset: a map-style dataset.
-        seed: the run's seed.
+    Its keys are pairs of an index and the sample's number in the training. All other
+    attributes are the dataset's.
     """
 
     def __init__(self, dataset: Sized, seed: int) -> None:
@@ -80,51 +58,45 @@ class SeededDataset:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
-        """Give a sample, augmented by the number that ``index`` carries."""
-        if isinstance(index, NumberedIndex):
-            seed_generators(self.seed, Purpose.SAMPLE, index.number, devices=False)
-        return self.dataset[int(index)]
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        """Load a sample, augmented as its number says."""
+        index, number = key
+        # Worker processes must not initialize accelerators.
+        seed_generators(self.seed, SAMPLE, number, devices=False)
+        return self.dataset[index]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith('__') or name == 'dataset':  # not there while unpickled
+        if name.startswith('__') or name == 'dataset':  # absent while unpickling
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
     def __deepcopy__(self, memo: dict) -> SeededDataset:
-        # mmengine copies a loader's config, and the dataset in it need not be copied.
-        return self
+        return self  # mmengine copies the options of a data loader
 
 
 class NumberedBatches:
-    """A batch sampler whose indices are numbered through the whole training.
+    """A batch sampler that numbers samples through the whole training.
 
     Args:
         batches: the batch sampler that chooses the indices.
-        sampler: the sampler it draws from.
-        batch_size: of one process.
-        first: gives the number of batches trained on when iteration begins.
-        endless: Whether ``first()`` batches are passed over and epochs follow each
-            other without an end, as iteration-based training has it. Otherwise an
-            iteration is one epoch.
-        rank: number of this process.
+        first: returns the number of finished batches when iteration starts.
+        endless: whether to skip ``first()`` batches and go through epoch after epoch,
+            as iteration-based training does. Otherwise an iteration is one epoch.
+        rank: of this process.
         world_size: number of processes.
     """
 
     def __init__(
         self,
-        batches: Iterable[list[int]],
+        batches: BatchSampler,
         *,
-        sampler: Iterable[int],
-        batch_size: int,
         first: Callable[[], int],
         endless: bool,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.batches = batches
-        self.sampler = sampler
-        self.batch_size = batch_size
+        self.sampler = batches.sampler  # mmengine tells it the epoch
         self.first = first
         self.endless = endless
         self.rank = rank
@@ -133,30 +105,24 @@ class NumberedBatches:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[NumberedIndex]]:
-        """Yield batches of indices."""
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield batches of pairs, an index and the sample's number."""
         first = self.first()
         batches = islice(self._epochs(), first, None) if self.endless else self.batches
         for number, batch in enumerate(batches, start=first):
-            yield [
-                NumberedIndex(index, self._number(number * self.batch_size + place))
-                for place, index in enumerate(batch)
-            ]
-
-    def _number(self, local: int) -> int:
-        # mmengine's samplers deal samples to the processes in turn.
-        return local * self.world_size + self.rank
+            # mmengine's samplers deal samples to the processes in turn.
+            start = number * self.batches.batch_size * self.world_size + self.rank
+            yield list(zip(batch, count(start, self.world_size), strict=False))
 
     def _epochs(self) -> Iterator[list[int]]:
-        epoch, found = 0, True
-        while found:
+        for epoch in count():
             if epoch > 0 and hasattr(self.sampler, 'set_epoch'):
                 self.sampler.set_epoch(epoch)
-            found = False
+            batch = None
             for batch in self.batches:
-                found = True
                 yield batch
-            epoch += 1
+            if batch is None:  # there is nothing to repeat
+                return
 
     def __deepcopy__(self, memo: dict) -> NumberedBatches:
         return self

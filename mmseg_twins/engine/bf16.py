@@ -1,8 +1,7 @@
-"""bf16 training on any device, a CPU included.
+"""bf16 training on any device, CPUs included.
 
-mmengine 0.10.7 has all it takes, but its ``AmpOptimWrapper`` asserts that there is a
-GPU, because its loss scaler needs one. bf16 has the exponents of fp32, so that
-gradients do not underflow and nothing needs scaling.
+mmengine 0.10.7's ``AmpOptimWrapper`` requires a GPU, for its loss scaler. bf16 has the
+exponents of fp32, so that gradients do not underflow and need no scaling.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from ..registry import OPTIM_WRAPPERS
 class BF16OptimWrapper(OptimWrapper):
     """mmengine's ``OptimWrapper`` with the forward pass under bf16 autocast.
 
-    Takes the arguments of ``OptimWrapper``. Parameters, gradients and the state of
-    the optimizer stay in fp32.
+    Takes the arguments of ``OptimWrapper``. Parameters, gradients and optimizer state
+    stay in fp32.
 
     Example:
         >>> import torch
@@ -37,10 +36,6 @@ class BF16OptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """The context of a training step's forward pass.
-
-        Args:
-            model: the model that is trained.
-        """
+        """Run the forward pass of a training step in this context."""
         with super().optim_context(model), autocast(dtype=torch.bfloat16):
             yield

@@ -1,6 +1,6 @@
 """Stops a training at labels that the model has no class for.
 
-On a GPU such a label ends in an assertion of the device that names neither the label
+On a GPU such a label fails an assertion of the device, which names neither the label
 nor the file, and not even the place in the program.
 """
 
@@ -17,17 +17,15 @@ from torch import nn
 from ..errors import SettingError
 from ..registry import HOOKS
 
-ADVICE = 'tools/check_dataset.py CONFIG looks through all of the data'
-
 
 @HOOKS.register_module()
 class CheckLabels(Hook):
-    """Compares class counts before a training, and each batch's labels in it.
+    """Checks the number of classes before a training, and each batch's labels in it.
 
-    Labels are looked at where the data loader leaves them, in the memory of the CPU.
+    Labels are checked in the memory of the CPU, where the data loader leaves them.
 
     Raises:
-        SettingError: the dataset has another number of classes than a head, or a
+        SettingError: the dataset and a head have different numbers of classes, or a
             pixel's label is neither below that number nor the ignored one.
     """
 
@@ -47,7 +45,7 @@ class CheckLabels(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        """Look at the labels of a batch."""
+        """Check the labels of a batch."""
         name, head = next(heads(runner.model))
         for sample in (data_batch or {}).get('data_samples', ()):
             labels = sample.gt_sem_seg.data
@@ -61,12 +59,14 @@ class CheckLabels(Hook):
                     f'training reads it (reduce_zero_label='
                     f'{sample.metainfo.get("reduce_zero_label")}), but model.{name} '
                     f'has {head.num_classes} classes, 0 to {head.num_classes - 1}, '
-                    f'and ignores {head.ignore_index}; {ADVICE}'
+                    f'and ignores {head.ignore_index}; '
+                    'tools/analysis_tools/check_dataset.py CONFIG checks all of the '
+                    'data'
                 )
 
 
 def heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the heads of a segmentor that say how many classes they have."""
+    """Yield the names and modules of a segmentor's heads that have ``num_classes``."""
     segmentor = model.module if is_model_wrapper(model) else model
     for attribute in ('decode_head', 'auxiliary_head'):
         found = getattr(segmentor, attribute, None)

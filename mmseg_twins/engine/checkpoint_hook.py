@@ -1,42 +1,89 @@
 """mmengine's CheckpointHook, safe against a kill at any moment.
 
-What mmengine 0.10.7 does otherwise: it writes checkpoints and ``last_checkpoint`` in
-place; it removes the checkpoint that a new one replaces, the best one too, before it
-writes the new one; and a run that is killed between a checkpoint and the end of the
-validation that follows goes on without that validation.
+mmengine 0.10.7 writes checkpoints and ``last_checkpoint`` in place. It removes the
+checkpoint that a new one replaces, the best one too, before it writes the new one. A
+run that is killed between a checkpoint and the end of the validation that follows
+continues without that validation.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from mmengine.dist import broadcast_object_list, is_main_process
-from mmengine.fileio import LocalBackend, get_file_backend
+from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
+from ..checkpoints.writing import replacing
 from ..registry import HOOKS
 from .latest import LAST, find_whole_checkpoint
-from .whole_files import NAME, WholeFiles
 
+BACKEND = 'mmseg_twins.whole_files'
 VALIDATED = 'last_validation'
 OUTDATED = 'outdated_ckpts'
 # What `replacing` names the temporary file of a checkpoint, and of the files below.
 TEMPORARY = re.compile(rf'\.(.+\.pth|{LAST}|{VALIDATED})\.\w{{8}}\.tmp')
 
 
+class WholeFiles(LocalBackend):
+    """mmengine's backend of local files, with atomic writes and deferred removals.
+
+    Attributes:
+        outdated: paths that :meth:`remove_outdated` removes.
+    """
+
+    def __init__(self) -> None:
+        self.outdated: list[str] = []
+
+    def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
+        """Write a file, which replaces an earlier one of that name when complete.
+
+        Raises:
+            OSError: it could not be written; what was there before still is.
+        """
+        path = Path(filepath)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, force=True) as temporary:
+            temporary.write_bytes(obj)
+
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
+        """Write text as :meth:`put` writes bytes."""
+        self.put(obj.encode(encoding), filepath)
+
+    def remove(self, filepath: str | Path) -> None:
+        """Note a file or folder for removal."""
+        self.outdated.append(str(filepath))
+
+    rmtree = remove
+
+    def remove_outdated(self) -> None:
+        """Remove the noted files and folders; some may be gone already."""
+        while self.outdated:
+            path = Path(self.outdated[0])
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            del self.outdated[0]
+
+
+# Importing the module a second time, as test runners do, registers it again.
+register_backend(BACKEND, WholeFiles, force=True)
+
+
 @HOOKS.register_module()
 class CheckpointHook(MMEngineCheckpointHook):
-    """Saves checkpoints, and resumes from the newest that is whole.
+    """Saves checkpoints atomically, and resumes from the newest intact one.
 
     Takes mmengine's arguments. On local disks a file appears complete or not at all,
-    and what it replaces is removed after that. Other storage is written as mmengine
-    does it.
+    and the files that it replaces are removed after that. Other storage is written as
+    mmengine does it.
 
-    ``last_validation`` in the work dir has the iteration or epoch of the last
-    validation that ended. Where a resumed run stands at one that is due and did not
-    end, it validates before it trains on.
+    ``last_validation`` in the work dir has the iteration or epoch of the last finished
+    validation. A resumed run repeats a validation that was due and did not finish.
 
     Example:
         >>> default_hooks = dict(
@@ -52,16 +99,16 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Choose the checkpoint to resume from, before mmengine does.
 
         Raises:
-            NoWholeCheckpointError: there are checkpoints, but each is damaged.
+            CheckpointError: there are checkpoints, but each is damaged.
         """
         if runner._resume is True and runner._load_from is None:
             runner._load_from = find_whole_checkpoint(runner.work_dir)
 
     def before_train(self, runner: Runner) -> None:
-        """Finish what a killed run has left undone, validation at last."""
+        """Finish what a killed run has left undone, its last validation included."""
         super().before_train(runner)
         if isinstance(self.file_backend, LocalBackend):
-            self.backend_args = dict(backend=NAME)
+            self.backend_args = dict(backend=BACKEND)
             self.file_backend = get_file_backend(backend_args=self.backend_args)
         if is_main_process():
             self._clean_up(runner)
@@ -71,12 +118,12 @@ class CheckpointHook(MMEngineCheckpointHook):
         broadcast_object_list(due)
         if due[0]:
             runner.logger.info(
-                f'The validation at {position(runner)} did not end: it is repeated.'
+                f'The validation at {position(runner)} did not finish: repeating it.'
             )
             runner.val_loop.run()
 
     def after_val(self, runner: Runner) -> None:
-        """Note that this validation has ended."""
+        """Note that a validation has finished."""
         if self._is_training and is_main_process():
             WholeFiles().put_text(
                 f'{position(runner)}\n', Path(runner.work_dir, VALIDATED)
@@ -102,7 +149,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             return None
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        """mmengine's, with what is removed put at the end."""
+        """Do as mmengine, but remove outdated checkpoints last."""
         if not isinstance(self.file_backend, WholeFiles):
             super()._save_checkpoint_with_step(runner, step, meta)
             return
@@ -114,7 +161,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         self.last_ckpt = self._path(step)
         hub.update_info('last_ckpt', self.last_ckpt)
-        # A run that is killed before the removal finds in its checkpoint what is left.
+        # If the run is killed before the removal, the resumed run makes up for it.
         hub.update_info(OUTDATED, list(self.file_backend.outdated))
         runner.save_checkpoint(
             self.out_dir,
@@ -133,7 +180,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         self.file_backend.outdated.clear()
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        """mmengine's; the best one so far is removed after its successor is there."""
+        """Do as mmengine, but remove the former best checkpoint last."""
         super()._save_best_checkpoint(runner, metrics)
         # Where no checkpoint was saved yet, nothing else has removed it.
         if isinstance(self.file_backend, WholeFiles) and is_main_process():
@@ -146,13 +193,13 @@ class CheckpointHook(MMEngineCheckpointHook):
 
 
 def position(runner: Runner) -> int:
-    """The epochs or iterations done, whichever the training loop counts by."""
+    """Return the finished epochs or iterations, whichever the loop counts by."""
     by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
     return runner.epoch if by_epoch else runner.iter
 
 
 def is_due(runner: Runner) -> bool:
-    """Return whether mmengine's training loops validate where the training stands."""
+    """Return whether mmengine's training loops validate at this position."""
     loop, done = runner.train_loop, position(runner)
     if runner.val_loop is None or done == 0:
         return False

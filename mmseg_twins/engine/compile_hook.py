@@ -1,9 +1,9 @@
 """Compiles the parts of a segmentor that do the work of a training step.
 
-mmengine's own ``compile=True`` hands the whole ``train_step`` to ``torch.compile``,
-the optimizer's update included. With PyTorch 2.13 that fails where a config has
-``paramwise_cfg``: mmengine then gives the optimizer parameter groups of its own dict
-class, which the tracer does not take.
+mmengine's own ``compile=True`` compiles the whole ``train_step``, including the
+optimizer's update. With PyTorch 2.13 that fails for configs with ``paramwise_cfg``:
+mmengine's parameter groups are of its own dict class, which the tracer does not
+support.
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ PARTS = ('backbone', 'neck', 'decode_head', 'auxiliary_head')
 class CompileHook(Hook):
     """Compiles forward and backward passes for training.
 
-    Evaluation stays as it is: its images have many sizes, and each new size would be
-    compiled again. Weights and their names stay as they are, too.
+    Evaluation is not compiled: its images have many sizes, and each new size would be
+    compiled again. Weights and their names do not change.
 
     Args:
-        parts: attributes of the segmentor; those that it does not have are passed
-            over.
+        parts: attributes of the segmentor; missing ones are ignored.
         options: arguments of ``torch.compile``, such as ``mode='max-autotune'``. Each
-            size of image is compiled by itself, unless ``dynamic`` says otherwise:
-            PyTorch 2.13's inductor fails on these models with open sizes.
+            image size is compiled separately, unless ``dynamic`` says otherwise:
+            PyTorch 2.13's inductor fails on these models with dynamic sizes.
 
     Raises:
-        SettingError: ``parts`` names none of a segmentor's.
+        SettingError: ``parts`` is empty or has an unknown name.
     """
 
     def __init__(self, parts: Sequence[str] = PARTS, **options) -> None:
@@ -50,13 +49,13 @@ class CompileHook(Hook):
         self.options = {'dynamic': False, **options}
 
     def before_train(self, runner: Runner) -> None:
-        """Replace the parts' ``forward`` while the model trains."""
+        """Compile the parts' ``forward``."""
         for part in self._parts_of(runner):
             compiled = torch.compile(part.forward, **self.options)
             part.forward = forward_by_mode(part, part.forward, compiled)
 
     def after_train(self, runner: Runner) -> None:
-        """Put the parts' own ``forward`` back."""
+        """Restore the parts' ``forward``."""
         for part in self._parts_of(runner):
             del part.forward
 
@@ -68,7 +67,7 @@ class CompileHook(Hook):
 
 
 def forward_by_mode(part: nn.Module, eager: Callable, compiled: Callable) -> Callable:
-    """A ``forward`` that is compiled in training mode and eager in evaluation."""
+    """Return a ``forward`` that is compiled in training mode and eager otherwise."""
 
     def forward(*args, **kwargs):
         return (compiled if part.training else eager)(*args, **kwargs)

@@ -1,7 +1,6 @@
-"""Finds the checkpoint that a run goes on from, damaged ones left out.
+"""Finds the checkpoint to resume from, without damaged ones.
 
-mmengine 0.10.7 takes the path that stands in the file ``last_checkpoint``, whatever is
-there.
+mmengine 0.10.7 takes the path in the file ``last_checkpoint``, whatever is there.
 """
 
 from __future__ import annotations
@@ -14,111 +13,100 @@ from pathlib import Path
 
 from mmengine.logging import print_log
 
+from ..errors import CheckpointError
+
 LAST = 'last_checkpoint'
-NUMBERED = re.compile(r'(?P<prefix>.*?)(?P<number>\d+)(?P<suffix>\.\w+)?')
-MADE_BY_DEFAULT = re.compile(r'(iter|epoch)_(\d+)\.pth')
-
-
-class NoWholeCheckpointError(ValueError):
-    """There are checkpoints to resume from, and none of them can be read."""
+NUMBERED = re.compile(r'(.*?)(\d+)(\.\w+)?')
+DEFAULT_NAMES = [('iter_', '.pth'), ('epoch_', '.pth')]
 
 
 def find_whole_checkpoint(work_dir: str | Path) -> str | None:
-    """Find the newest checkpoint of a run that is whole.
+    """Find the newest intact checkpoint of a run.
 
-    It looks at the one that ``last_checkpoint`` names and at those beside it: of
+    Candidates are the checkpoint that ``last_checkpoint`` names and those beside it: of
     smaller numbers, and of larger ones that were written after ``last_checkpoint``, by
-    a run that was killed before it could say so. Other larger ones are an earlier
-    run's. Where there is no such file, it looks at all of ``work_dir``. A damaged
-    checkpoint is passed over with a warning.
-
-    Args:
-        work_dir: folder of the run.
+    a run that was killed before it could update it. Other larger ones belong to an
+    earlier run. Without such a file, all checkpoints in ``work_dir`` are candidates. A
+    warning names each damaged checkpoint that is skipped.
 
     Returns:
-        The path, or None where there is no checkpoint.
+        The path, or None if there is no checkpoint.
 
     Raises:
-        NoWholeCheckpointError: there are checkpoints, but each is damaged.
+        CheckpointError: there are checkpoints, but each is damaged.
     """
-    found = candidates(Path(work_dir))
     damaged = []
-    for path in found:
+    for path in candidates(Path(work_dir)):
         problem = damage(path)
         if problem is None:
+            for earlier in damaged:
+                print_log(
+                    f'{earlier}; resuming from an earlier checkpoint',
+                    logger='current',
+                    level=logging.WARNING,
+                )
             return path
         damaged.append(f'{path} {problem}')
-        if path != found[-1]:
-            print_log(
-                f'{damaged[-1]}; the checkpoint before it is looked at',
-                logger='current',
-                level=logging.WARNING,
-            )
     if not damaged:
         return None
-    raise NoWholeCheckpointError(
+    raise CheckpointError(
         f'no checkpoint in {work_dir} is whole ({"; ".join(damaged)}); give one with '
-        'load_from=PATH resume=True, or move them away to begin at the start'
+        'load_from=PATH resume=True, or move them away to start anew'
     )
 
 
 def candidates(work_dir: Path) -> list[str]:
-    """List the checkpoints of a run, those to prefer first."""
-    try:
-        named = (work_dir / LAST).read_text(encoding='utf-8').strip()
-    except FileNotFoundError:
-        named = ''
+    """Return the checkpoints of a run, those to prefer first."""
+    note = work_dir / LAST
+    named = note.read_text(encoding='utf-8').strip() if note.is_file() else ''
     if '://' in named:
         return [named]
-    if not named:
-        files = [(MADE_BY_DEFAULT.fullmatch(p.name), p) for p in work_dir.glob('*.pth')]
-        numbered = [(int(match[2]), str(path)) for match, path in files if match]
-        return [path for _, path in sorted(numbered, reverse=True)]
-    path = Path(named)
-    if not path.exists() and (work_dir / path.name).exists():
-        # The folder was moved, or the run was started in another one.
-        path = work_dir / path.name
-    return [str(file) for file in beside(path, (work_dir / LAST).stat().st_mtime_ns)]
+    if named:
+        path = Path(named)
+        if not path.exists() and (work_dir / path.name).exists():
+            # The folder was moved, or the run was started in another one.
+            path = work_dir / path.name
+        found = beside(path, note.stat().st_mtime_ns)
+    else:
+        found = numbered(work_dir, DEFAULT_NAMES)
+    return [str(file) for file in sorted(found, key=found.get, reverse=True)]
 
 
-def beside(path: Path, noted: int) -> list[Path]:
-    """List ``iter_8.pth`` with the files named alike, the largest number first.
-
-    Args:
-        path: the file.
-        noted: when it was noted as the last one. Files of larger numbers have to be
-            newer.
-    """
-    name = NUMBERED.fullmatch(path.name)
-    if name is None or not path.parent.is_dir():
-        return [path]
-    number, found = int(name['number']), [(int(name['number']), path)]
-    for file in path.parent.iterdir():
-        other = NUMBERED.fullmatch(file.name)
-        if other and (other['prefix'], other['suffix']) == (
-            name['prefix'],
-            name['suffix'],
-        ):
-            its = int(other['number'])
-            if its < number or (its > number and file.stat().st_mtime_ns > noted):
-                found.append((its, file))
-    return [file for _, file in sorted(found, reverse=True)]
-
-
-def damage(path: str | Path) -> str | None:
-    """Say what is wrong with a checkpoint.
-
-    PyTorch's files are zip archives, whose table of contents stands at their end and
-    whose parts have checksums.
+def beside(path: Path, written: int) -> dict[Path, int]:
+    """Return a checkpoint and its run's others, with their numbers.
 
     Args:
-        path: a local file is read; what is a URL or a folder, as DeepSpeed and sharded
-            checkpoints are, is taken to be whole.
-
-    Returns:
-        The end of a sentence that begins with the path, or None for a whole file.
+        path: the run's last checkpoint at a time.
+        written: that time; files of larger numbers have to be newer.
     """
-    if '://' in str(path) or Path(path).is_dir():
+    match = NUMBERED.fullmatch(path.name)
+    if match is None:
+        return {path: 0}
+    number = int(match[2])
+    return {path: number} | {
+        file: its
+        for file, its in numbered(path.parent, [(match[1], match[3])]).items()
+        if its < number or (its > number and file.stat().st_mtime_ns > written)
+    }
+
+
+def numbered(folder: Path, names: list[tuple[str, str]]) -> dict[Path, int]:
+    """Return a folder's files whose names are a number between these parts."""
+    matches = {file: NUMBERED.fullmatch(file.name) for file in folder.glob('*')}
+    return {
+        file: int(match[2])
+        for file, match in matches.items()
+        if match and (match[1], match[3]) in names
+    }
+
+
+def damage(path: str) -> str | None:
+    """Return what is wrong with a checkpoint, as the end of a sentence.
+
+    PyTorch's files are zip archives, with a table of contents at the end and checksums.
+    URLs, and folders, as DeepSpeed and sharded checkpoints are, count as intact.
+    """
+    if '://' in path or Path(path).is_dir():
         return None
     if not Path(path).exists():
         return 'does not exist'

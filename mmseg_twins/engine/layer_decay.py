@@ -1,7 +1,7 @@
-"""Layer-wise decay of the learning rate: the nearer to the image, the smaller.
+"""Layer-wise learning rate decay: the closer to the image, the smaller the rate.
 
-As in BEiT (arXiv 2106.08254) and ConvNeXt (arXiv 2201.03545), on mmengine's mechanism
-for parameter-wise settings. The layers of a Twins backbone of N blocks:
+As in BEiT (arXiv 2106.08254) and ConvNeXt (arXiv 2201.03545), for a Twins backbone of
+N blocks:
 
 ====================================================  ================================
 layer                                                 holds
@@ -14,12 +14,12 @@ that of its stage's last block                        each norm after a stage (S
 N + 1                                                 all outside the backbone
 ====================================================  ================================
 
-A layer's learning rate is scaled by ``decay_rate ** (N + 1 - layer)``. The grouping is
-that of ``Twins.group_matcher`` in timm's ``models/twins.py``, which has no norms after
-stages.
+The learning rate of a layer is multiplied by ``decay_rate ** (N + 1 - layer)``. The
+grouping is that of ``Twins.group_matcher`` in timm's ``models/twins.py``, which has no
+norms after stages.
 
-mmsegmentation's ``LearningRateDecayOptimizerConstructor`` knows ConvNeXt, BEiT and MAE
-only; it also replaces ``norm_decay_mult`` and ``custom_keys`` by rules of its own.
+mmsegmentation's ``LearningRateDecayOptimizerConstructor`` supports ConvNeXt, BEiT and
+MAE only, and replaces ``norm_decay_mult`` and ``custom_keys`` by rules of its own.
 """
 
 from __future__ import annotations
@@ -40,14 +40,12 @@ from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """mmengine's default constructor, with rates that decay through a Twins backbone.
 
-    ``paramwise_cfg`` takes ``decay_rate``, above 0 and up to 1, and all that mmengine
-    takes: ``norm_decay_mult``, ``custom_keys``, ``bias_lr_mult`` and so on. The decay
-    multiplies what they give. Parameters with equal settings share a group.
-
     Args:
-        optim_wrapper_cfg: as mmengine's constructor takes it; ``optimizer.lr`` is the
-            rate outside the backbone.
-        paramwise_cfg: see above.
+        optim_wrapper_cfg: as for mmengine's constructor; ``optimizer.lr`` is the rate
+            outside the backbone.
+        paramwise_cfg: ``decay_rate``, above 0 and up to 1, and all of mmengine's
+            settings, such as ``norm_decay_mult`` and ``custom_keys``, whose multipliers
+            apply as well. Parameters with equal settings share a group.
 
     Raises:
         SettingError: ``decay_rate`` is missing or out of range, there is no
@@ -66,11 +64,17 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None
     ) -> None:
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
-        self.decay_rate = check_decay_rate(self.paramwise_cfg.get('decay_rate'))
+        rate = self.paramwise_cfg.get('decay_rate')
+        if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 < rate <= 1:
+            raise SettingError(
+                f'optim_wrapper.paramwise_cfg.decay_rate={rate!r}; give a number above '
+                '0 and up to 1, such as 0.9 (1 is no decay)'
+            )
         if self.base_lr is None:
             raise SettingError(
                 'layer decay scales optim_wrapper.optimizer.lr, which is not given'
             )
+        self.decay_rate = float(rate)
 
     def add_params(
         self,
@@ -79,12 +83,12 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         prefix: str = '',
         is_dcn_module: bool | None = None,
     ) -> None:
-        """Add the parameter groups of a model.
+        """Append the parameter groups of a model to ``params``.
 
         Args:
-            params: the groups are appended here.
-            module: the model.
-            prefix: of the names; mmengine calls this again for each submodule.
+            params: the list of groups.
+            module: the model; in mmengine's recursive calls, a submodule.
+            prefix: the submodule's name.
             is_dcn_module: mmengine's, passed on.
 
         Raises:
@@ -93,24 +97,18 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if prefix:
             super().add_params(params, module, prefix, is_dcn_module)
             return
-        backbones = [part for part in module.modules() if isinstance(part, Twins)]
-        if not backbones:
-            raise SettingError(
-                'layer decay needs a backbone mmseg_twins.PCPVT or mmseg_twins.SVT, '
-                f'and this {type(module).__name__} has none; leave out '
-                'optim_wrapper.constructor'
-            )
-        layers, depth = number_layers(backbones)
-        groups = []  # one for each parameter
+        layers, depth = number_layers(module)
+        groups: list[dict] = []  # one for each parameter
         super().add_params(groups, module, prefix, is_dcn_module)
-        merged, seen = {}, set()
+        merged: dict[str, dict] = {}
+        seen = set()
         for group in groups:
             (parameter,) = group.pop('params')
             if id(parameter) in seen:  # two modules share it
                 continue
             seen.add(id(parameter))
-            layer = layers.get(id(parameter), depth + 1)
-            group['lr'] = group.get('lr', self.base_lr) * self.scale(layer, depth)
+            scale = self.scale(layers.get(id(parameter), depth + 1), depth)
+            group['lr'] = group.get('lr', self.base_lr) * scale
             for multiplier in ('lr_mult', 'decay_mult'):  # applied by now
                 group.pop(multiplier, None)
             key = repr(sorted(group.items()))
@@ -119,25 +117,20 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         self._log(module, layers, depth, num_groups=len(merged))
 
     def scale(self, layer: int, depth: int) -> float:
-        """The factor of a layer's learning rate.
-
-        Args:
-            layer: from 0 to ``depth + 1``.
-            depth: number of blocks of the backbone.
-        """
+        """Return the factor of a layer's learning rate in a backbone of some blocks."""
         return self.decay_rate ** (depth + 1 - layer)
 
     def _log(
         self, model: nn.Module, layers: dict[int, int], depth: int, num_groups: int
     ) -> None:
         """Log a line for each layer: its rate, its size, and what is in it."""
-        sizes, contents = {}, {}
+        sizes: dict[int, int] = {}
+        contents: dict[int, dict] = {}
         for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            layer = layers.get(id(parameter), depth + 1)
-            sizes[layer] = sizes.get(layer, 0) + parameter.numel()
-            contents.setdefault(layer, {})[short_name(name, layer <= depth)] = None
+            if parameter.requires_grad:
+                layer = layers.get(id(parameter), depth + 1)
+                sizes[layer] = sizes.get(layer, 0) + parameter.numel()
+                contents.setdefault(layer, {})[short_name(name, layer <= depth)] = None
         lines = [
             f'Layer decay {self.decay_rate:g} through {depth} blocks, {num_groups} '
             'parameter groups. These are the rates before any schedule; a '
@@ -153,36 +146,30 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         print_log('\n'.join(lines), logger='current')
 
 
-def check_decay_rate(rate: object) -> float:
-    """``decay_rate``, checked.
+def number_layers(model: nn.Module) -> tuple[dict[int, int], int]:
+    """Return the layer of each backbone parameter, by ``id``, and the number of blocks.
+
+    Parameters are found through their modules, because wrappers such as FSDP change
+    their names.
 
     Raises:
-        SettingError: it is no number above 0 and up to 1.
+        SettingError: there is no Twins backbone, there are backbones of different
+            depths, or a parameter is in no known part.
     """
-    if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 < rate <= 1:
+    backbones = [part for part in model.modules() if isinstance(part, Twins)]
+    if not backbones:
         raise SettingError(
-            f'optim_wrapper.paramwise_cfg.decay_rate={rate!r}; give a number above 0 '
-            'and up to 1, such as 0.9 (1 is no decay)'
+            'layer decay needs a backbone mmseg_twins.PCPVT or mmseg_twins.SVT, '
+            f'and this {type(model).__name__} has none; leave out '
+            'optim_wrapper.constructor'
         )
-    return float(rate)
-
-
-def number_layers(backbones: list[Twins]) -> tuple[dict[int, int], int]:
-    """The layer of each backbone parameter, by its ``id``, and the number of blocks.
-
-    Parameters are found through their modules, whose names wrappers such as FSDP
-    change.
-
-    Raises:
-        SettingError: backbones of different depths, or a parameter of no known part.
-    """
     depths = {sum(backbone.sizes.depths) for backbone in backbones}
     if len(depths) > 1:
         raise SettingError(
             'layer decay needs backbones of one depth, and this model has some of '
             f'{" and ".join(map(str, sorted(depths)))} blocks'
         )
-    layers = {}
+    layers: dict[int, int] = {}
     for backbone in backbones:
         for layer, part in parts_of(backbone):
             layers.update((id(parameter), layer) for parameter in part.parameters())
@@ -201,15 +188,14 @@ def parts_of(backbone: Twins) -> Iterator[tuple[int, nn.Module]]:
     for stage, depth in enumerate(backbone.sizes.depths):
         yield first if stage else 0, backbone.patch_embeds[stage]
         yield first, backbone.position_encodings[stage]
-        for index, block in enumerate(backbone.layers[stage]):
-            yield first + index, block
+        yield from enumerate(backbone.layers[stage], start=first)
         if backbone.norm_list:
             yield first + depth - 1, backbone.norm_list[stage]
         first += depth
 
 
 def short_name(name: str, in_backbone: bool) -> str:
-    """What the log calls a parameter's module, such as ``layers.0.1``."""
+    """Return what the log calls a parameter's module, such as ``layers.0.1``."""
     head, *rest = name.split('.')
     if not in_backbone:
         return head

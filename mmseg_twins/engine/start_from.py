@@ -1,13 +1,13 @@
-"""Start a training at the weights of a segmentor that has other classes.
+"""Starts a training from a segmentor with other classes.
 
-mmengine's ``load_from`` loads what fits and notes the rest in the log, so that a
-checkpoint of another variant trains on from random weights. Here the layers that may
-differ are named, and any other difference is an error.
+mmengine's ``load_from`` loads the tensors that fit and only logs the rest, so that a
+checkpoint of another variant leaves random weights. Here any difference is an error,
+except in the layers that are named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmengine.hooks import Hook
@@ -26,24 +26,21 @@ CLASSIFICATION_LAYERS = ('decode_head.conv_seg', 'auxiliary_head.conv_seg')
 
 @HOOKS.register_module()
 class StartFrom(Hook):
-    """Load a segmentor's weights before the first iteration, but for some layers.
+    """Loads a segmentor's weights before the first iteration, except for some layers.
 
-    A training that is resumed goes on from its own checkpoint instead. Hooks that
-    follow the loading of checkpoints, such as ``EMAHook``, are told.
+    A resumed training uses its own checkpoint instead. Hooks that follow the loading of
+    checkpoints, such as ``EMAHook``, are called.
 
     Args:
-        checkpoint: path or http(s) URL of a segmentor of the same layout: a file of
-            PyTorch's, with or without ``state_dict`` around the weights, or a
-            ``.safetensors`` file. It is read without letting anything in it run.
-            None starts from scratch.
-        leave_out: names of modules or tensors that keep the weights they have: by
-            default the layers with one output for each class. A name that neither
-            model nor checkpoint has is passed over.
+        checkpoint: path or http(s) URL of a segmentor of the same layout, in PyTorch's
+            or the safetensors format. Nothing in it can run. None starts from scratch.
+        leave_out: names of modules or tensors to leave as they are; by default the
+            layers with one output for each class. Unknown names are ignored.
 
     Raises:
-        SettingError: ``leave_out`` is no sequence of names; or, at the start of a
-            training, there is no such checkpoint, it cannot be read, or it differs
-            from the model outside of ``leave_out``.
+        SettingError: ``leave_out`` is no sequence of names, or the checkpoint differs
+            from the model elsewhere.
+        CheckpointError: the checkpoint cannot be read.
 
     Example:
         >>> custom_hooks = [
@@ -51,8 +48,7 @@ class StartFrom(Hook):
         ... ]
     """
 
-    # Before hooks that look at the weights.
-    priority = 'VERY_HIGH'
+    priority = 'VERY_HIGH'  # before hooks that look at the weights
 
     def __init__(
         self,
@@ -71,43 +67,45 @@ class StartFrom(Hook):
         self.leave_out = tuple(leave_out)
 
     def before_train(self, runner: Runner) -> None:
-        """Load the weights, unless the training goes on from an earlier part."""
+        """Load the weights, unless the training is resumed."""
         if self.checkpoint is None:
-            runner.logger.info('StartFrom: no checkpoint, the weights are new')
+            runner.logger.info('StartFrom: no checkpoint; training from scratch')
             return
         if runner.iter > 0:
             runner.logger.info(
-                f'StartFrom: the training goes on from iteration {runner.iter}; '
-                f'{self.checkpoint} is not used'
+                f'StartFrom: resuming at iteration {runner.iter}, without '
+                f'{self.checkpoint}'
             )
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        wanted, found = model.state_dict(), self._read()
+        wanted, found = model.state_dict(), read_weights(str(self.checkpoint))
         differences = compare(wanted, found, ignored=self.leave_out)
         if differences:
             raise SettingError(
                 f'StartFrom: {self.checkpoint} does not fit the model outside of '
                 f'leave_out={list(self.leave_out)}: {differences}; give a checkpoint '
-                'of the same variant and heads, or name in leave_out what begins anew'
+                'of the same variant and heads, or add what differs to leave_out'
             )
         loaded = without(found, self.leave_out)
         model.load_state_dict({**wanted, **loaded})
         new = [name for name in wanted if name not in loaded]
         runner.logger.info(
-            f'StartFrom: {len(loaded)} tensors are from {self.checkpoint}; left out, '
-            f'and new: {", ".join(new) or "none"}'
+            f'StartFrom: loaded {len(loaded)} tensors from {self.checkpoint}; left '
+            f'out: {", ".join(new) or "none"}'
         )
         runner.call_hook(
             'after_load_checkpoint', checkpoint=dict(state_dict=model.state_dict())
         )
 
-    def _read(self) -> dict[str, Tensor]:
-        source = str(self.checkpoint)
-        try:
-            path = fetch(source, progress=False) if is_url(source) else Path(source)
-            state = read_source(path).state
-        except (CheckpointError, OSError) as error:
-            raise SettingError(f'StartFrom: {error}') from error
-        return {
-            name: value for name, value in state.items() if isinstance(value, Tensor)
-        }
+
+def read_weights(source: str) -> Mapping[str, Tensor]:
+    """Return the state dict of a file or URL.
+
+    Raises:
+        CheckpointError: it cannot be found, downloaded or read.
+    """
+    try:
+        path = fetch(source, progress=False) if is_url(source) else Path(source)
+        return read_source(path).state
+    except (CheckpointError, OSError) as error:
+        raise CheckpointError(f'StartFrom: {error}') from error

@@ -1,20 +1,18 @@
-"""Which checkpoint a run goes on from."""
+"""Which checkpoint a run is resumed from."""
 
 from __future__ import annotations
 
 import logging
 import os
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from mmseg_twins.cli.train import main
 from mmseg_twins.engine import latest
-from mmseg_twins.engine.latest import NoWholeCheckpointError, find_whole_checkpoint
-
-ROOT = Path(__file__).parents[2]
+from mmseg_twins.engine.latest import find_whole_checkpoint
+from mmseg_twins.errors import CheckpointError
 
 
 def write(path: Path, *, age: int = 0) -> Path:
@@ -36,45 +34,51 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
 
 
+def change_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.find(torch.arange(1000.0).numpy().tobytes()) + 40] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found = []
-    monkeypatch.setattr(
-        latest, 'print_log', lambda text, logger, level: found.append((text, level))
-    )
+
+    def print_log(text: str, logger: str, level: int) -> None:
+        assert level == logging.WARNING
+        found.append(text)
+
+    monkeypatch.setattr(latest, 'print_log', print_log)
     return found
 
 
-def test_the_noted_checkpoint_is_found(tmp_path: Path, said: list):
+def test_the_noted_checkpoint_is_found(tmp_path: Path, warnings: list[str]):
     write(tmp_path / 'iter_2.pth')
     note(write(tmp_path / 'iter_4.pth'))
 
     assert find_whole_checkpoint(tmp_path) == str(tmp_path / 'iter_4.pth')
-    assert said == []
+    assert warnings == []
 
 
-def test_a_truncated_checkpoint_is_skipped_with_a_warning(tmp_path: Path, said: list):
+@pytest.mark.parametrize(
+    ('spoil', 'says'),
+    [
+        (truncate, 'iter_10.pth is truncated'),
+        (change_a_byte, "is damaged: its part 'iter_10/data/0' has changed"),
+        (Path.unlink, 'iter_10.pth does not exist'),
+    ],
+)
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
+    spoil, says: str, tmp_path: Path, warnings: list[str]
+):
     for number in (2, 8, 10):
         path = write(tmp_path / f'iter_{number}.pth')
-    truncate(path)
+    spoil(path)
     note(path)
 
     assert find_whole_checkpoint(tmp_path) == str(tmp_path / 'iter_8.pth')
-    ((text, level),) = said
-    assert level == logging.WARNING
-    assert 'iter_10.pth is truncated' in text
-
-
-def test_a_changed_byte_is_noticed(tmp_path: Path, said: list):
-    write(tmp_path / 'epoch_1.pth')
-    path = write(tmp_path / 'epoch_2.pth')
-    content = bytearray(path.read_bytes())
-    content[content.find(torch.arange(1000.0).numpy().tobytes()) + 40] ^= 1
-    path.write_bytes(content)
-    note(path)
-
-    assert find_whole_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
-    assert "is damaged: its part 'epoch_2/data/0' has changed" in said[0][0]
+    (warning,) = warnings
+    assert says in warning
 
 
 @pytest.mark.parametrize('content', [None, ''])
@@ -89,18 +93,16 @@ def test_without_a_note_the_largest_number_is_found(
     assert find_whole_checkpoint(tmp_path) == str(tmp_path / 'iter_10.pth')
 
 
-def test_a_checkpoint_that_could_not_be_noted_any_more_is_found(tmp_path: Path):
+@pytest.mark.parametrize(
+    ('age', 'found'), [(-1, 'iter_4.pth'), (100, 'iter_2.pth')], ids=['newer', 'older']
+)
+def test_larger_numbers_than_the_noted_one_are_the_runs_if_newer(
+    age: int, found: str, tmp_path: Path
+):
     note(write(tmp_path / 'iter_2.pth', age=10))
-    write(tmp_path / 'iter_4.pth', age=-1)
+    write(tmp_path / 'iter_4.pth', age=age)
 
-    assert find_whole_checkpoint(tmp_path) == str(tmp_path / 'iter_4.pth')
-
-
-def test_an_earlier_runs_checkpoints_are_left_alone(tmp_path: Path):
-    note(write(tmp_path / 'iter_2.pth'))
-    write(tmp_path / 'iter_4.pth', age=100)
-
-    assert find_whole_checkpoint(tmp_path) == str(tmp_path / 'iter_2.pth')
+    assert find_whole_checkpoint(tmp_path) == str(tmp_path / found)
 
 
 def test_a_folder_may_be_moved(tmp_path: Path):
@@ -114,15 +116,12 @@ def test_a_new_folder_has_none(tmp_path: Path):
     assert find_whole_checkpoint(tmp_path / 'new') is None
 
 
-def test_damaged_checkpoints_only_are_each_named(tmp_path: Path):
+def test_damaged_checkpoints_are_each_named_if_there_is_no_other(tmp_path: Path):
     for number in (2, 4):
         truncate(write(tmp_path / f'iter_{number}.pth'))
     note(tmp_path / 'iter_4.pth')
 
-    with pytest.raises(
-        NoWholeCheckpointError,
-        match=r'iter_4.pth is truncated.*iter_2.pth is truncated',
-    ):
+    with pytest.raises(CheckpointError, match=r'iter_4.pth is tr.*iter_2.pth is tr'):
         find_whole_checkpoint(tmp_path)
 
 
@@ -130,14 +129,13 @@ def test_training_says_in_one_sentence_that_nothing_is_whole(
     tmp_path: Path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('LOCAL_RANK', '0')
     Path('config.py').write_text("work_dir = 'runs'\n")
     truncate(write(Path('runs/iter_2.pth')))
     note(Path('runs/iter_2.pth'))
-    monkeypatch.setattr(sys, 'argv', ['train.py', 'config.py', '--resume'])
-    monkeypatch.setenv('LOCAL_RANK', '0')
 
     with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+        main(['config.py', '--resume'])
 
     assert exit_.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,144 @@
+"""Checkpoints of runs that end at bad moments."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mmengine.evaluator import Evaluator
+
+from mmseg_twins.engine.checkpoint_hook import WholeFiles
+
+EVERY_TWO = dict(train_cfg__val_interval=2, train_cfg__max_iters=4)
+ONE = dict(default_hooks__checkpoint__max_keep_ckpts=1)
+
+
+class Killed(BaseException):
+    """Ends a run as a signal would, past all handlers of exceptions."""
+
+
+def kill(*_) -> None:
+    raise Killed
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob('*.pth'))
+
+
+def validations(folder: Path) -> list[int]:
+    rows = [
+        json.loads(line)
+        for file in sorted(folder.glob('*/vis_data/scalars.json'))
+        for line in file.read_text().splitlines()
+    ]
+    return [row['step'] for row in rows if 'mIoU' in row]
+
+
+def kill_at(monkeypatch, name: str) -> None:
+    """Ends the run when a file of this name is to be written."""
+    put = WholeFiles.put
+
+    def checked(self, obj, filepath):
+        if Path(filepath).name == name:
+            raise Killed
+        put(self, obj, filepath)
+
+    monkeypatch.setattr(WholeFiles, 'put', checked)
+
+
+def test_old_checkpoints_stay_until_new_ones_are_there(
+    train, tmp_path: Path, monkeypatch
+):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 'iter_4.pth')
+        train(**ONE)
+    assert names(tmp_path / 'run') == ['iter_2.pth']
+
+    train(**ONE, resume=True)
+    assert names(tmp_path / 'run') == ['iter_6.pth']
+
+
+def test_a_resumed_run_removes_what_a_killed_one_could_not(
+    train, tmp_path: Path, monkeypatch
+):
+    def kill_when_outdated(self: WholeFiles) -> None:
+        if self.outdated:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(WholeFiles, 'remove_outdated', kill_when_outdated)
+        train(**ONE)
+    assert names(tmp_path / 'run') == ['iter_2.pth', 'iter_4.pth']
+    (tmp_path / 'run/.iter_6.pth.abcd_123.tmp').touch()
+
+    train(**ONE, resume=True)
+    assert names(tmp_path / 'run') == ['iter_6.pth']
+    assert list((tmp_path / 'run').glob('.*')) == []
+
+
+def test_the_best_checkpoint_stays_until_a_better_one_is_there(
+    train, tmp_path: Path, monkeypatch
+):
+    scores = iter([10.0, 20.0, 20.0])
+    monkeypatch.setattr(Evaluator, 'evaluate', lambda *_: dict(mIoU=next(scores)))
+    settings = dict(EVERY_TWO, default_hooks__checkpoint__save_best='mIoU')
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, 'best_mIoU_iter_4.pth')
+        train(**settings)
+    kept = ['iter_2.pth', 'iter_4.pth']
+    assert names(tmp_path / 'run') == ['best_mIoU_iter_2.pth', *kept]
+
+    train(**settings, resume=True)
+    assert names(tmp_path / 'run') == ['best_mIoU_iter_4.pth', *kept]
+
+
+def test_only_a_validation_that_was_killed_is_repeated(
+    train, tmp_path: Path, monkeypatch
+):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Evaluator, 'evaluate', kill)
+        train(**EVERY_TWO)
+    assert validations(tmp_path / 'run') == []
+
+    for _ in range(2):
+        train(**EVERY_TWO, resume=True)
+        assert validations(tmp_path / 'run') == [2, 4]
+
+
+def test_resuming_without_the_command_skips_a_truncated_checkpoint_too(
+    train, tmp_path: Path
+):
+    train(train_cfg__max_iters=4)
+    last = tmp_path / 'run/iter_4.pth'
+    last.write_bytes(last.read_bytes()[:1000])
+
+    runner = train(train_cfg__max_iters=4, resume=True)  # all that mim sets
+    assert runner._load_from == str(tmp_path / 'run/iter_2.pth')
+    assert last.stat().st_size > 1000
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch):
+    path = tmp_path / 'iter_2.pth'
+    path.write_bytes(b'old')
+    monkeypatch.setattr(Path, 'write_bytes', kill)
+    with pytest.raises(Killed):
+        WholeFiles().put(b'new content', path)
+
+    assert path.read_bytes() == b'old'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_removal_waits(tmp_path: Path):
+    backend = WholeFiles()
+    file, folder = tmp_path / 'new/iter_2.pth', tmp_path / 'new/iter_4.pth'
+    backend.put_text('text', file)
+    folder.mkdir()
+    for path in (file, folder, tmp_path / 'not there'):
+        backend.remove(path)
+    assert file.read_text() == 'text'
+    assert folder.exists()
+
+    backend.remove_outdated()
+    assert list(file.parent.iterdir()) == []
+    assert backend.outdated == []
