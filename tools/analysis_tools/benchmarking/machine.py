@@ -1,112 +1,112 @@
-"""The machine that figures are measured on, and how fast it multiplies."""
+"""The machine: its description, its speed, and the memory of a process."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
-import time
+import re
 from pathlib import Path
 
 import torch
+from mmengine.utils.dl_utils import collect_env
+from torch.utils.benchmark import Timer
 
-from benchmarking.steps import AUTOCAST
 from mmseg_twins.version import __version__
 
-PACKAGES = ('torch', 'mmcv', 'mmcv-lite', 'mmengine', 'mmsegmentation', 'timm')
-SECONDS_FOR_PEAK = 2.0
+PACKAGES = ('mmcv', 'mmcv-lite', 'mmengine', 'mmsegmentation', 'timm')
+PROC = Path('/proc')
+DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def describe_machine(device: torch.device, threads: int | None) -> dict:
-    """What figures depend on.
-
-    Args:
-        device: where is measured.
-        threads: threads of PyTorch; None for its own choice.
-
-    Returns:
-        Plain values, by name.
-    """
+    """Return what figures depend on, as plain values by name."""
     description = {
         'cpu': cpu_name(),
         'cores': usable_cores(),
         'threads': threads or torch.get_num_threads(),
         'system': platform.platform(),
         'device': device.type,
+        'ops': os.environ.get('MMSEG_TWINS_OPS', 'auto'),
+        'environment': {k: str(v) for k, v in collect_env().items()},
     }
     if device.type == 'cuda':
         properties = torch.cuda.get_device_properties(device)
         description |= {
             'gpu': properties.name,
             'gpu_memory_bytes': properties.total_memory,
-            'cuda': torch.version.cuda,
-            'cudnn': torch.backends.cudnn.version(),
             'matmul_tf32': torch.backends.cuda.matmul.allow_tf32,
             'convolution_tf32': torch.backends.cudnn.allow_tf32,
         }
-    versions = {'python': platform.python_version(), 'mmseg_twins': __version__}
+    versions = {
+        'python': platform.python_version(),
+        'mmseg_twins': __version__,
+        'torch': torch.__version__,  # says for which CUDA it is built
+    }
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    versions['torch'] = torch.__version__  # says for which CUDA it is built
     return description | {'versions': versions}
 
 
 def cpu_name() -> str:
-    """The CPU's model, as the system calls it."""
+    """Return the CPU's model, as the system calls it."""
     try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        found = re.search(r'model name\s*:\s*(.+)', (PROC / 'cpuinfo').read_text())
     except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith('model name'):
-            return line.partition(':')[2].strip()
-    return platform.processor() or platform.machine()
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def load_of_others() -> float:
-    """Programs that compute right now, on average; 0 where the system does not say."""
-    return os.getloadavg()[0] if hasattr(os, 'getloadavg') else 0.0
-
-
 def measure_gemm_peak(
-    dtype: str,
-    device: torch.device,
-    *,
-    size: int | None = None,
-    seconds: float = SECONDS_FOR_PEAK,
+    dtype: str, device: torch.device, *, size: int | None = None, seconds: float = 1.0
 ) -> float:
-    """The speed of a large square matrix product, the best of several.
+    """Return the speed of a large square matrix product, in FLOP per second.
 
     Args:
-        dtype: a key of ``AUTOCAST``.
-        device: where.
-        size: side of the matrices; None for one that suits the device.
-        seconds: time to spend.
-
-    Returns:
-        Floating-point operations per second.
+        dtype: A key of ``DTYPES``.
+        device: Where to measure.
+        size: Side of the matrices; None for one that suits the device.
+        seconds: Time to spend.
     """
     size = size or (8192 if device.type == 'cuda' else 2048)
-    kind = AUTOCAST[dtype] or torch.float32
-    a, b = torch.randn(2, size, size, device=device).to(kind)
-    best, end = float('inf'), time.perf_counter() + seconds
-    for run in range(1000):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        if device.type == 'cuda':
-            torch.cuda.synchronize(device)
-        if run:  # the first one warms up
-            best = min(best, time.perf_counter() - start)
-        if run > 2 and time.perf_counter() > end:
-            break
-    return 2 * size**3 / best
+    a, b = torch.randn(2, size, size, device=device).to(DTYPES[dtype])
+    timer = Timer('a @ b', globals=dict(a=a, b=b), num_threads=torch.get_num_threads())
+    return 2 * size**3 / min(timer.blocked_autorange(min_run_time=seconds).times)
+
+
+def process_memory(key: str, pid: int | str = 'self') -> int | None:
+    """Return bytes of a process's ``VmRSS`` or ``VmHWM`` (Linux), else None."""
+    return read_kilobytes(PROC / str(pid) / 'status', key)
+
+
+def available_memory() -> int | None:
+    """Return the bytes that programs can still get (Linux), else None."""
+    return read_kilobytes(PROC / 'meminfo', 'MemAvailable')
+
+
+def read_kilobytes(path: Path, key: str) -> int | None:
+    """Return bytes of a line such as ``VmRSS: 12 kB``, or None without one."""
+    try:
+        found = re.search(rf'^{key}:\s+(\d+) kB$', path.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return 1024 * int(found[1]) if found else None
+
+
+def reset_peak_memory() -> bool:
+    """Set ``VmHWM`` back to what is in use; return whether the system can do that."""
+    try:
+        (PROC / 'self/clear_refs').write_text('5')  # Linux, `man 5 proc`
+    except OSError:
+        return False
+    return True

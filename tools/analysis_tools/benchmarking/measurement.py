@@ -1,48 +1,44 @@
-"""Measures a case: implementations take turns, A B A B, after their outputs agree."""
+"""Measure a case: implementations take turns, A B A B, after their outputs agree."""
 
 from __future__ import annotations
 
 import contextlib
+import math
+import multiprocessing
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from benchmarking.agreement import compare
-from benchmarking.cases import Case
-from benchmarking.errors import BenchmarkError, DisagreementError
-from benchmarking.models import BUILTIN, PACKAGE, TIMM, is_same_function, make_weights
-from benchmarking.worker import Job, Worker
+from benchmarking import session
+from benchmarking.cases import Case, Settings
+from benchmarking.machine import process_memory
+from benchmarking.models import (
+    BUILTIN,
+    TIMM,
+    make_weights,
+    timm_is_same,
+)
+from benchmarking.session import Job, Outputs
+
+# Allowed relative difference (RMS of the difference, over RMS) of maps, logits and
+# loss. fp32 rounds to 6e-8, fp16 to 5e-4, bf16 to 4e-3, and dozens of layers add up.
+TOLERANCES = {'fp32': 1e-4, 'fp16': 1e-2, 'bf16': 5e-2}
+# Gradients go through everything twice.
+GRADIENT_FACTOR = 4
+WATCH = 0.1  # seconds between two looks at the memory of a process
 
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How everything is measured.
-
-    Attributes:
-        device: ``'cpu'`` or ``'cuda'``.
-        runs: timed runs of each implementation.
-        warmup: runs before that, at least 1.
-        threads: threads of PyTorch; None for its own choice.
-        seed: of weights, images and labels.
-        inference_mode: whether inference runs under ``torch.inference_mode`` instead
-            of ``torch.no_grad``.
-        compile: whether each implementation is measured compiled, too.
-        timm: whether timm's backbone is measured beside the others.
-    """
-
-    device: str = 'cpu'
-    runs: int = 10
-    warmup: int = 2
-    threads: int | None = None
-    seed: int = 0
-    inference_mode: bool = False
-    compile: bool = False
-    timm: bool = False
+class BenchmarkError(RuntimeError):
+    """Something cannot be measured or compared; the message is one sentence."""
 
 
 @dataclass
@@ -50,11 +46,11 @@ class Measurement:
     """What was measured of one implementation.
 
     Attributes:
-        name: its name in tables.
-        seconds: times of the runs, in their order.
-        peak_memory: bytes, or None where the system does not tell.
-        parameters: numbers that training changes.
-        flops: floating-point operations of one run, or None if they are not known.
+        name: Its name in tables.
+        seconds: Times of the runs, in their order; empty if memory did not suffice.
+        peak_memory: Bytes, or None where the system does not tell.
+        parameters: Numbers that training changes.
+        flops: Floating-point operations of one run, or None if they are not known.
     """
 
     name: str
@@ -69,193 +65,253 @@ class Result:
     """What was measured of a case.
 
     Attributes:
-        case: the case.
-        measurements: one for each implementation, the package's first.
-        differences: by implementation, how far its outputs are from the built-in's
+        case: The case.
+        measurements: One for each implementation, in the order of their turns.
+        differences: By implementation, how far its outputs are from the built-in's
             (relative RMS, by kind of output).
-        notes: sentences that belong to the figures.
+        notes: Sentences that belong to the figures.
     """
 
     case: Case
-    measurements: list[Measurement]
-    differences: dict[str, dict[str, float]]
+    measurements: list[Measurement] = field(default_factory=list)
+    differences: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def get(self, name: str) -> Measurement:
-        """The measurement of an implementation."""
-        return next(m for m in self.measurements if m.name == name)
+    @property
+    def builtin(self) -> Measurement | None:
+        """The built-in's measurement, if it was measured."""
+        found = [m for m in self.measurements if m.name == BUILTIN and m.seconds]
+        return found[0] if found else None
+
+
+class Worker:
+    """A :class:`~.session.Session` in a process of its own.
+
+    So the peak of memory is its own; and while another has its turn, it waits without
+    using the CPU.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.level: int | None = None  # bytes, with the model loaded
+        self.pool = ProcessPoolExecutor(
+            1,
+            mp_context=multiprocessing.get_context('spawn'),
+            initializer=session.begin,
+        )
+        others = multiprocessing.active_children()
+        self.loading = self.submit('load')  # while others load as well
+        (self.process,) = set(multiprocessing.active_children()).difference(others)
+
+    def submit(self, method: str) -> Future:
+        """Have a method of the session called."""
+        return self.pool.submit(session.call, self.job, method)
+
+    def call(self, method: str) -> object:
+        """Call a method of the session; return what it returns.
+
+        Raises:
+            MemoryError: It takes more memory than there is, or than it may.
+            BenchmarkError: It failed, or the process has ended.
+        """
+        if method == 'load':
+            future = self.loading
+            wait([future])
+            self.level = process_memory('VmRSS', self.process.pid)
+        else:
+            future = self.submit(method)
+        limit = self.job.settings.max_memory
+        while not wait([future], WATCH).done:
+            memory = process_memory('VmRSS', self.process.pid)
+            if limit and memory and self.level and memory - self.level > limit:
+                raise MemoryError(f'more than {limit / 1e6:,.0f} MB')
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            self.process.join(10)
+            code = self.process.exitcode
+            if code == -signal.SIGKILL:  # what Linux sends when there is no memory
+                raise MemoryError('the system ended the process') from None
+            message = f'the process has ended by itself (exit code {code})'
+        except RuntimeError as error:
+            message = str(error)
+        raise BenchmarkError(f'{self.job.case.title}: {self.job.name}: {message}')
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self.process.kill()
+        self.pool.shutdown()
 
 
 def measure(
     cases: Sequence[Case], settings: Settings, *, progress: Progress = lambda _: None
 ) -> Iterator[Result]:
-    """Measures cases, one after the other.
+    """Measure cases, one after the other.
 
     Args:
-        cases: those of the same model should stand together: its weights are made
+        cases: Those of the same model should stand together: its weights are made
             once for them.
-        settings: how.
-        progress: is told what happens, a line at a time.
+        settings: How.
+        progress: Called with a line for whatever happens.
 
     Yields:
         The result of each case.
 
     Raises:
-        DisagreementError: implementations compute different things.
-        BenchmarkError: something else cannot be done.
+        BenchmarkError: Implementations compute different things, or one fails.
     """
     with tempfile.TemporaryDirectory(prefix='mmseg_twins_benchmark_') as folder:
         path, made_for = Path(folder) / 'weights.pth', None
         for number, case in enumerate(cases, start=1):
             title = f'[{number}/{len(cases)}] {case.title}'
+            progress(title)
             if made_for != (case.variant, case.head):
-                progress(f'{title}: making weights')
                 torch.save(make_weights(case, settings.seed), path)
                 made_for = (case.variant, case.head)
             yield measure_case(
                 case,
-                str(path),
+                make_jobs(case, str(path), settings),
                 settings,
                 progress=lambda text, title=title: progress(f'{title}: {text}'),
             )
 
 
 def make_jobs(case: Case, weights: str, settings: Settings) -> list[Job]:
-    """The jobs of a case, in the order of their turns."""
-    names = [PACKAGE, BUILTIN]
-    if settings.timm and case.head == 'none':
-        names.append(TIMM)
+    """Return the jobs of a case, in the order of their turns."""
     return [
-        Job(
-            name,
-            case,
-            weights,
-            device=settings.device,
-            threads=settings.threads,
-            seed=settings.seed,
-            inference_mode=settings.inference_mode,
-            compiled=compiled,
-        )
+        Job(name, case, weights, settings, compiled)
         for compiled in ((False, True) if settings.compile else (False,))
-        for name in names
+        for name in settings.implementations
+        if name != TIMM or case.head == 'none'
     ]
 
 
 def measure_case(
-    case: Case, weights: str, settings: Settings, *, progress: Progress
+    case: Case, jobs: Sequence[Job], settings: Settings, *, progress: Progress
 ) -> Result:
-    """Measures one case, as :func:`measure` says.
-
-    Args:
-        case: what.
-        weights: file of the state dict.
-        settings: how.
-        progress: is told what happens.
-    """
-    jobs = make_jobs(case, weights, settings)
-    notes = []
+    """Measure one case, as :func:`measure` says."""
+    result = Result(case, [Measurement(job.name) for job in jobs])
+    workers: dict[str, Worker] = {}  # those that had enough memory so far
     with contextlib.ExitStack() as stack:
-        workers = []
         for job in jobs:
-            worker = Worker(job)
-            stack.callback(worker.close)
-            workers.append(worker)
-        progress('comparing outputs')
-        workers, differences = check(case, workers, notes)
+            workers[job.name] = Worker(job)
+            stack.callback(workers[job.name].close)
 
-        results = {worker.job.name: Measurement(worker.job.name) for worker in workers}
+        for measurement, parameters in in_turn('load', workers, result):
+            measurement.parameters = parameters
+        if len(jobs) > 1:
+            progress('comparing outputs')
+            turns = in_turn('outputs', workers, result)
+            check({measurement.name: outputs for measurement, outputs in turns}, result)
         for run in range(settings.warmup):
             progress(f'warm-up {run + 1} of {settings.warmup}')
-            for worker in list(workers):
-                with dropping(worker, workers, notes):
-                    flops = worker.call('warm_up')
-                    if run == 0:
-                        results[worker.job.name].flops = flops
-        for worker in workers:
-            worker.call('start')
+            for measurement, flops in in_turn('warm_up', workers, result):
+                measurement.flops = flops or measurement.flops
+        list(in_turn('start', workers, result))
         for run in range(settings.runs):
             progress(f'run {run + 1} of {settings.runs}')
-            for worker in list(workers):
-                with dropping(worker, workers, notes):
-                    results[worker.job.name].seconds.append(worker.call('run'))
-        measurements = []
-        for worker in workers:
-            result = results[worker.job.name]
-            result.peak_memory = worker.call('peak_memory')
-            result.parameters = worker.call('count_parameters')
-            if worker.job.compiled:  # compiled code hides what it does
-                result.flops = results[worker.job.implementation].flops
-            measurements.append(result)
-    return Result(case, measurements, differences, notes)
+            for measurement, seconds in in_turn('run', workers, result):
+                measurement.seconds.append(seconds)
+        for measurement, peak in in_turn('peak_memory', workers, result):
+            measurement.peak_memory = peak
+    return result
 
 
-def is_optional(worker: Worker) -> bool:
-    """Whether a case makes sense without this one."""
-    return worker.job.compiled or worker.job.implementation == TIMM
+def in_turn(
+    method: str, workers: dict[str, Worker], result: Result
+) -> Iterator[tuple[Measurement, object]]:
+    """Call a method of each worker's session, one after the other; yield the results.
+
+    Workers that run out of memory leave the dict, with a note.
+    """
+    for measurement in result.measurements:
+        if measurement.name not in workers:
+            continue
+        try:
+            value = workers[measurement.name].call(method)
+        except MemoryError as error:
+            result.notes.append(f'{measurement.name}: out of memory ({error})')
+            workers.pop(measurement.name).close()
+            measurement.seconds.clear()
+        else:
+            yield measurement, value
 
 
-@contextlib.contextmanager
-def dropping(worker: Worker, workers: list[Worker], notes: list[str]) -> Iterator[None]:
-    """Takes a worker that fails from ``workers`` and notes why, if it is optional."""
-    try:
-        yield
-    except BenchmarkError as error:
-        if not is_optional(worker):
-            raise
-        workers.remove(worker)
-        worker.close()
-        notes.append(f'{worker.job.name} was left out: {error}')
-
-
-def check(
-    case: Case, workers: list[Worker], notes: list[str]
-) -> tuple[list[Worker], dict[str, dict[str, float]]]:
-    """Compares outputs, before anything is timed.
+def check(outputs: dict[str, Outputs], result: Result) -> None:
+    """Compare outputs with the built-in's, before anything is timed.
 
     Args:
-        case: what they compute.
-        workers: all of them.
-        notes: gets what there is to say about it.
-
-    Returns:
-        The workers that can be timed, and how far their outputs are from the
-        built-in's.
+        outputs: By the names of the measurements.
+        result: Gets the differences, and notes.
 
     Raises:
-        DisagreementError: the package's outputs are not the built-in's.
+        BenchmarkError: They disagree.
     """
-    for worker in workers:
-        worker.ask('outputs')  # all at once: each loads its model first
-    outputs, kept = {}, list(workers)
-    for worker in workers:
-        with dropping(worker, kept, notes):
-            outputs[worker.job.name] = worker.answer()
-    differences = {}
-    for worker in list(kept):
-        name, implementation = worker.job.name, worker.job.implementation
-        if name == BUILTIN:
-            continue
-        if not is_same_function(implementation, case):
-            notes.append(
+    case = result.case
+    theirs = outputs.pop(BUILTIN, None)
+    if theirs is None:
+        result.notes.append('outputs were not compared: there are none of the built-in')
+        return
+    for name, ours in outputs.items():
+        if name.startswith(TIMM) and not timm_is_same(case):
+            result.notes.append(
                 f'{name} computes something else (SVT without norms after stages and '
                 'with padding attended to, or patches cut off at the border), so its '
                 'outputs were not compared'
             )
             continue
-        ours, theirs = outputs[name], outputs[BUILTIN]
-        if implementation == TIMM:  # has its parameters, and so gradients, otherwise
-            ours, theirs = {'maps': ours['maps']}, {'maps': theirs['maps']}
-        with dropping(worker, kept, notes):
-            try:
-                differences[name] = compare(
-                    ours, theirs, dtype=case.dtype, names=(name, BUILTIN)
-                )
-            except DisagreementError as error:
-                raise DisagreementError(f'{case.title}: {error}') from None
-    if case.check_size != (case.height, case.width):
-        height, width = case.check_size
-        notes.append(
-            f'outputs were compared at {height}x{width}: at {case.height}x{case.width} '
-            "the built-in's mask is wrong, and it attends to padding"
+        if name.startswith(TIMM):  # its parameters, and so gradients, are others
+            ours = {'maps': ours['maps']}
+        result.differences[name] = compare(ours, theirs, case=case, name=name)
+    checked = case.at_check_size()
+    if checked != case:
+        result.notes.append(
+            f'outputs were compared at {checked.height}x{checked.width}'
+            + ('' if case.mode == 'slide' else ', as the built-in attends to padding')
         )
-    return kept, differences
+
+
+def compare(
+    ours: Outputs, theirs: Outputs, *, case: Case, name: str
+) -> dict[str, float]:
+    """Return the largest relative difference of each kind of output in ``ours``.
+
+    Maps are compared one by one, gradients all together: some are 0 up to rounding.
+
+    Raises:
+        BenchmarkError: A difference is larger than allowed.
+    """
+    differences = {}
+    for kind, outputs in ours.items():
+        allowed = TOLERANCES[case.dtype]
+        if kind == 'gradients':
+            allowed *= GRADIENT_FACTOR
+            found = relative_difference(outputs, theirs[kind])
+        else:
+            pairs = zip(outputs, theirs[kind], strict=True)
+            found = max(relative_difference([x], [y]) for x, y in pairs)
+        if not found <= allowed:
+            raise BenchmarkError(
+                f'{case.title}: {kind} of {name} and {BUILTIN} differ by {found:.1e} '
+                f'(relative RMS), and {allowed:.0e} is allowed in {case.dtype}; '
+                'nothing was timed'
+            )
+        differences[kind] = found
+    return differences
+
+
+def relative_difference(
+    ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
+) -> float:
+    """Return the RMS of the difference over the RMS of ``theirs``, of all arrays.
+
+    It is infinite where shapes differ, ``theirs`` is 0, or a number is not finite.
+    """
+    if [x.shape for x in ours] != [y.shape for y in theirs]:
+        return math.inf
+    difference = total = 0.0
+    for x, y in zip(ours, theirs, strict=True):
+        difference += float(np.square(x.astype(np.float64) - y).sum())
+        total += float(np.square(y.astype(np.float64)).sum())
+    ratio = math.sqrt(difference / total) if total else math.inf
+    return ratio if math.isfinite(ratio) else math.inf

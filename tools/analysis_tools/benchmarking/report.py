@@ -1,18 +1,29 @@
-"""Results as a table for people and as JSON for programs."""
+"""Results as a table, as JSON, and as a picture."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
-from benchmarking.agreement import GRADIENT_FACTOR, TOLERANCES
-from benchmarking.measurement import Measurement, Result, Settings
-from benchmarking.memory import KINDS
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarking.cases import Settings
+from benchmarking.measurement import (
+    GRADIENT_FACTOR,
+    TOLERANCES,
+    Measurement,
+    Result,
+)
 from benchmarking.models import BUILTIN
 
-COLUMNS = (
-    'case',
-    'implementation',
+WORDS = ('case', 'implementation')
+FIGURES = (
     'median ms',
     'quartiles',
     'images/s',
@@ -23,6 +34,10 @@ COLUMNS = (
     'GFLOP',
     'of peak',
 )
+MEMORY = {
+    'cuda': "peak of PyTorch's allocator, weights included",
+    'cpu': 'peak of the process above its memory before the first run',
+}
 LEGEND = (
     'median ms, quartiles: time of a run. speed-up: median of the built-in over '
     "this one's. memory MB: {memory}; share: of the built-in's. GFLOP: floating-point "
@@ -30,10 +45,20 @@ LEGEND = (
     '(2 for a multiplication and its addition). of peak: GFLOP per second, as a share '
     'of what a large matrix product reaches here.'
 )
+# Told apart by readers who do not see red or green, too.
+COLORS = {
+    'package': '#0072b2',
+    'built-in': '#999999',
+    'timm': '#e69f00',
+    'package compiled': '#56b4e9',
+    'built-in compiled': '#cccccc',
+    'timm compiled': '#f0e442',
+}
+BAR = 0.26  # inches
 
 
 def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
-    """First quartile, median and third quartile."""
+    """Return first quartile, median and third quartile."""
     if len(seconds) == 1:
         return (seconds[0],) * 3
     low, middle, high = statistics.quantiles(seconds, n=4, method='inclusive')
@@ -43,20 +68,21 @@ def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
 def summarize(
     result: Result, measurement: Measurement, peaks: Mapping[str, float]
 ) -> dict:
-    """Figures that follow from a measurement and those beside it.
+    """Return the figures that follow from a measurement and those beside it.
 
     Args:
-        result: the case's.
-        measurement: one of its.
-        peaks: floating-point operations per second of a matrix product, by dtype.
+        result: The case's.
+        measurement: One of its, with times.
+        peaks: FLOP per second of a matrix product, by dtype.
 
     Returns:
         Plain values, by name; None where something is not known.
     """
     low, median, high = quartiles(measurement.seconds)
-    builtin = result.get(BUILTIN)
+    builtin = result.builtin
     memory, flops = measurement.peak_memory, measurement.flops
     peak = peaks.get(result.case.dtype)
+    known = memory is not None and builtin and builtin.peak_memory
     return {
         'median_s': median,
         'first_quartile_s': low,
@@ -64,93 +90,72 @@ def summarize(
         'min_s': min(measurement.seconds),
         'max_s': max(measurement.seconds),
         'images_per_s': result.case.batch / median,
-        'speedup': quartiles(builtin.seconds)[1] / median,
+        'speedup': quartiles(builtin.seconds)[1] / median if builtin else None,
         'peak_memory_bytes': memory,
-        'memory_share': (
-            memory / builtin.peak_memory
-            if memory is not None and builtin.peak_memory
-            else None
-        ),
+        'memory_share': memory / builtin.peak_memory if known else None,
         'parameters': measurement.parameters,
         'flops': flops,
         'share_of_gemm_peak': flops / median / peak if flops and peak else None,
     }
 
 
-def make_rows(
-    results: Sequence[Result], peaks: Mapping[str, float]
-) -> list[tuple[str, ...]]:
-    """The cells of the table, a row for each measurement."""
-    rows = []
-    for result in results:
-        for measurement in result.measurements:
-            s = summarize(result, measurement, peaks)
-            rows.append(
-                (
-                    result.case.title,
-                    measurement.name,
-                    milliseconds(s['median_s']),
-                    f'{milliseconds(s["first_quartile_s"])}-'
-                    f'{milliseconds(s["third_quartile_s"])}',
-                    f'{s["images_per_s"]:.3g}',
-                    f'{s["speedup"]:.2f}x',
-                    optional(s['peak_memory_bytes'], '{:.0f}', 1e-6),
-                    optional(s['memory_share'], '{:.2f}'),
-                    f'{s["parameters"] / 1e6:.1f}',
-                    optional(s['flops'], '{:.1f}', 1e-9),
-                    optional(s['share_of_gemm_peak'], '{:.0%}'),
-                )
-            )
-    return rows
+def make_row(
+    result: Result, measurement: Measurement, peaks: Mapping[str, float]
+) -> list[str]:
+    """Return a measurement's cells, but for the case."""
+    if not measurement.seconds:
+        return [measurement.name, 'out of memory', *['-'] * (len(FIGURES) - 1)]
+    s = summarize(result, measurement, peaks)
+    low, median, high = (
+        milliseconds(s[name])
+        for name in ('first_quartile_s', 'median_s', 'third_quartile_s')
+    )
+    return [
+        measurement.name,
+        median,
+        f'{low}-{high}',
+        f'{s["images_per_s"]:.3g}',
+        optional(s['speedup'], '{:.2f}x'),
+        optional(s['peak_memory_bytes'], '{:.0f}', 1e-6),
+        optional(s['memory_share'], '{:.2f}'),
+        f'{s["parameters"] / 1e6:.1f}',
+        optional(s['flops'], '{:.1f}', 1e-9),
+        optional(s['share_of_gemm_peak'], '{:.0%}'),
+    ]
 
 
 def milliseconds(seconds: float) -> str:
-    """A time with about three digits."""
+    """Write a time with about three digits."""
     value = 1e3 * seconds
     return f'{value:.1f}' if value < 100 else f'{value:.0f}'
 
 
 def optional(value: float | None, pattern: str, factor: float = 1.0) -> str:
-    """A formatted value, or a dash where there is none."""
+    """Format a value, or a dash where there is none."""
     return '-' if value is None else pattern.format(factor * value)
 
 
 def format_table(
     results: Sequence[Result], peaks: Mapping[str, float], *, markdown: bool = False
 ) -> str:
-    """The table, aligned.
-
-    Args:
-        results: what was measured.
-        peaks: floating-point operations per second of a matrix product, by dtype.
-        markdown: whether to draw it as Markdown does.
-    """
-    rows = make_rows(results, peaks)
-    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
-    left = (0, 1)  # columns of words
-
-    def line(cells: Sequence[str]) -> str:
-        aligned = [
-            cell.ljust(width) if index in left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        if markdown:
-            return f'| {" | ".join(aligned)} |'
-        return '  '.join(aligned).rstrip()
-
-    rules = [
-        '-' * width if index in left or not markdown else '-' * (width - 1) + ':'
-        for index, width in enumerate(widths)
-    ]
-    lines, previous = [line(COLUMNS), line(rules)], None
-    for row in rows:
-        if row[0] == previous:
-            row = ('', *row[1:])  # the case stands in its first row only
-        else:
-            if previous is not None and not markdown:
-                lines.append('')
-            previous = row[0]
-        lines.append(line(row))
+    """Return the table, aligned; a case is named in its first row only."""
+    table = Table(box=box.MARKDOWN if markdown else box.SIMPLE_HEAD, pad_edge=markdown)
+    for name in (*WORDS, *FIGURES):
+        side = 'left' if name in WORDS else 'right'
+        table.add_column(name, justify=side, no_wrap=True)
+    for result in results:
+        for number, measurement in enumerate(result.measurements):
+            last = number == len(result.measurements) - 1
+            title = '' if number else result.case.title
+            row = make_row(result, measurement, peaks)
+            table.add_row(title, *row, end_section=last and not markdown)
+    console = Console(width=1000, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    lines = [line.rstrip() for line in capture.get().splitlines() if line.strip()]
+    if markdown:  # rich does not write the alignment of columns
+        words, figures = '---|' * len(WORDS), '--:|' * len(FIGURES)
+        lines[1] = f'|{words}{figures}'
     return '\n'.join(lines)
 
 
@@ -163,60 +168,53 @@ def format_report(
     command: str,
     markdown: bool = False,
 ) -> str:
-    """Everything that a reader of the table needs to know, and the table.
+    """Return the table and everything that a reader of it needs to know.
 
     Args:
-        results: what was measured.
-        machine: as ``describe_machine`` gives it.
-        peaks: floating-point operations per second of a matrix product, by dtype.
-        settings: how it was measured.
-        command: that measures it again.
-        markdown: whether to write Markdown.
+        results: What was measured.
+        machine: As ``describe_machine`` gives it.
+        peaks: FLOP per second of a matrix product, by dtype.
+        settings: How it was measured.
+        command: Repeats the measurement.
+        markdown: Write Markdown.
     """
     facts = machine_facts(machine, peaks) + [settings_fact(settings)]
     notes = dict.fromkeys(
         f'{result.case.title}: {note.removeprefix(f"{result.case.title}: ")}'
         for result in results
-        for note in [agreement_note(result), *result.notes]
+        for note in [*agreement_notes(result), *result.notes]
     )
-    legend = LEGEND.format(memory=KINDS[settings.device])
+    legend = LEGEND.format(memory=MEMORY[settings.device])
     table = format_table(results, peaks, markdown=markdown)
-    if not markdown:
-        parts = ['\n'.join(facts), table, legend, '\n'.join(notes)]
-        return '\n\n'.join(parts)
-    bullets = '\n'.join(f'- {fact}' for fact in facts)
-    notes = '\n'.join(f'- {note}' for note in notes)
-    return '\n\n'.join([f'```bash\n{command}\n```', bullets, table, legend, notes])
+    if markdown:
+        facts, notes = ([f'- {line}' for line in lines] for lines in (facts, notes))
+    parts = ['\n'.join(facts), table, legend, '\n'.join(notes)]
+    if markdown:
+        parts.insert(0, f'```bash\n{command}\n```')
+    return '\n\n'.join(filter(None, parts))
 
 
 def machine_facts(machine: Mapping, peaks: Mapping[str, float]) -> list[str]:
-    """The machine in a few lines."""
+    """Return the machine in a few lines."""
     lines = [
         f'CPU: {machine["cpu"]}, {machine["cores"]} cores, {machine["threads"]} threads'
     ]
     if 'gpu' in machine:
-        gib = machine['gpu_memory_bytes'] / 2**30
-        tf32 = ' and '.join(
-            name
-            for name, on in (
-                ('convolutions', machine['convolution_tf32']),
-                ('matrix products', machine['matmul_tf32']),
-            )
-            if on
-        )
+        tf32 = [k for k in ('convolution', 'matmul') if machine[f'{k}_tf32']]
         lines.append(
-            f'GPU: {machine["gpu"]}, {gib:.0f} GiB, CUDA {machine["cuda"]}; fp32 with '
-            f'TF32 in {tf32 or "nothing"}'
+            f'GPU: {machine["gpu"]}, {machine["gpu_memory_bytes"] / 2**30:.0f} GiB; '
+            f'TF32: {", ".join(tf32) or "off"}'
         )
     versions = ', '.join(f'{k} {v}' for k, v in machine['versions'].items())
     lines.append(f'Software: {versions}; {machine["system"]}')
+    if machine['ops'] != 'auto':
+        lines.append(f'MMSEG_TWINS_OPS={machine["ops"]}')
     speeds = ', '.join(f'{k} {v / 1e9:,.0f} GFLOP/s' for k, v in peaks.items())
-    lines.append(f'Measured peak of a large matrix product: {speeds}')
-    return lines
+    return [*lines, f'Measured peak of a large matrix product: {speeds}']
 
 
 def settings_fact(settings: Settings) -> str:
-    """How it was measured, in a line."""
+    """Return how it was measured, in a line."""
     mode = 'torch.inference_mode' if settings.inference_mode else 'torch.no_grad'
     return (
         f'Timed runs of each implementation, in turns: {settings.runs}; to warm up: '
@@ -225,53 +223,110 @@ def settings_fact(settings: Settings) -> str:
     )
 
 
-def agreement_note(result: Result) -> str:
-    """How far outputs are apart, in a sentence."""
+def agreement_notes(result: Result) -> list[str]:
+    """Return how far outputs are apart, in a sentence, if they were compared."""
     parts = [
-        f'{name}: '
-        + ', '.join(f'{kind} {value:.1e}' for kind, value in differences.items())
-        for name, differences in result.differences.items()
+        f'{name}: {", ".join(f"{kind} {value:.1e}" for kind, value in kinds.items())}'
+        for name, kinds in result.differences.items()
     ]
-    return f'relative difference (RMS) from the built-in: {"; ".join(parts)}'
+    found = f'relative difference (RMS) from the built-in: {"; ".join(parts)}'
+    return [found] if parts else []
 
 
 def as_json(
     results: Sequence[Result],
     *,
-    machine: Mapping,
     peaks: Mapping[str, float],
     settings: Settings,
-    command: str,
-    date: str,
+    **context: object,
 ) -> dict:
-    """Everything that was measured, as plain values for ``json.dump``.
-
-    Args:
-        results: what was measured.
-        machine: as ``describe_machine`` gives it.
-        peaks: floating-point operations per second of a matrix product, by dtype.
-        settings: how it was measured.
-        command: that measures it again.
-        date: when, in ISO 8601.
-    """
+    """Return everything that was measured, as plain values for ``json.dump``."""
     return {
-        'command': command,
-        'date': date,
-        'machine': dict(machine),
+        **context,
         'gemm_peak_flops_per_s': dict(peaks),
-        'settings': vars(settings),
-        'memory': KINDS[settings.device],
+        'settings': asdict(settings),
+        'memory': MEMORY[settings.device],
         'tolerances': {'relative_rms': TOLERANCES, 'gradient_factor': GRADIENT_FACTOR},
         'results': [
             {
-                'case': vars(result.case),
+                'case': asdict(result.case),
                 'differences_from_builtin': result.differences,
                 'notes': result.notes,
                 'implementations': {
-                    m.name: {**summarize(result, m, peaks), 'seconds': m.seconds}
+                    m.name: {
+                        **(summarize(result, m, peaks) if m.seconds else {}),
+                        'seconds': m.seconds,
+                    }
                     for m in result.measurements
                 },
             }
             for result in results
         ],
     }
+
+
+def plot(results: Sequence[Result], path: Path, *, title: str, kind: str) -> None:
+    """Draw results into a file: bars of time and memory, as shares of the built-in's.
+
+    Args:
+        results: Those without the built-in are left out.
+        path: The file.
+        title: Says what was measured on.
+        kind: ``path``'s format, such as ``'png'``.
+    """
+    results = [result for result in results if result.builtin]
+    rows = [(r, m) for r in results for m in r.measurements if m.seconds]
+    height = 1.4 + BAR * (len(rows) + len(results))
+    figure = Figure(figsize=(14, height), layout='constrained')
+    times, memory = figure.subplots(1, 2, sharey=True)
+    draw_bars(
+        times,
+        results,
+        lambda m: quartiles(m.seconds)[1],
+        '{:.3g} s',
+        "time, as a share of the built-in's (shorter is faster)",
+    )
+    draw_bars(
+        memory,
+        results,
+        lambda m: m.peak_memory and m.peak_memory / 1e6,
+        '{:.0f} MB',
+        "peak memory, as a share of the built-in's",
+    )
+    names = dict.fromkeys(m.name for _, m in rows)
+    handles = [times.barh(0, 0, color=COLORS[name]) for name in names]
+    figure.legend(handles, list(names), loc='outside lower center', ncols=len(names))
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150, format=kind)
+
+
+def draw_bars(
+    axes: Axes,
+    results: Sequence[Result],
+    value_of: Callable[[Measurement], float | None],
+    pattern: str,
+    label: str,
+) -> None:
+    """Draw a value of each measurement, cases from top to bottom."""
+    place, ticks = 0, []
+    for result in results:
+        whole = value_of(result.builtin)
+        ticks.append(place + (len(result.measurements) - 1) / 2)
+        for measurement in result.measurements:
+            value = value_of(measurement) if measurement.seconds else None
+            if value and whole:
+                share = value / whole
+                axes.barh(place, share, height=0.9, color=COLORS[measurement.name])
+                text = pattern.format(value)
+                if measurement.name != BUILTIN:
+                    text += f' ({share:.0%})'
+                axes.text(share, place, f' {text}', va='center', fontsize=8)
+            place += 1
+        place += 1  # a gap between cases
+    axes.set_yticks(ticks, [result.case.title for result in results], fontsize=9)
+    axes.set_ylim(max(place - 1, 1), -0.8)
+    axes.axvline(1, color='black', lw=0.8, ls=':', zorder=0)
+    axes.set_xlim(0, axes.get_xlim()[1] * 1.3)  # room for the text
+    axes.set_xlabel(label)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.tick_params(axis='y', length=0)

@@ -1,26 +1,25 @@
-"""From what the files hold to what is wrong with a dataset, sentence by sentence."""
+"""What is wrong with datasets, and what else is worth knowing, in sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
+from mmengine.config import Config
 
-from dataset_check.datasets import IGNORED, LABELS, Dataset
-from dataset_check.scan import Pair
+from dataset_check.datasets import IGNORED, LABELS, Dataset, Pair, configured
 
 SHOWN = 3  # files, or classes, that a sentence names
 
 FORMATS = {
-    'colour': 'with colours instead of labels, which training cannot read: map each '
-    'colour to its number and save one channel of 8 bits',
-    'grey in colour': 'with three equal channels: save one of them',
+    'color': 'with colors instead of labels, which training cannot read: map each '
+    'color to its label and save one channel of 8 bits',
+    'gray in color': 'with three equal channels: save one of them',
     'more than 8 bits': 'with labels that do not fit into 8 bits, which training '
     'would cut off',
-    'JPEG': 'saved as JPEG, which changes labels at the borders of classes: make '
-    'masks anew as PNG',
+    'JPEG': 'saved as JPEG, which changes labels at the borders of classes: export '
+    'the masks again as PNG',
 }
 
 
@@ -29,12 +28,12 @@ class Finding:
     """Something about a dataset that its owner should know.
 
     Attributes:
-        dataset: its name.
-        kind: what it is about, in one word or two.
-        message: a sentence.
-        count: number of files, or of what else the sentence counts.
-        examples: first files that it is true of.
-        problem: whether training would fail or suffer; else it is worth knowing.
+        dataset: Its name.
+        kind: What it is about, in one word or two.
+        message: A sentence.
+        count: Number of files, or of what else the sentence counts.
+        examples: First files that it is true of.
+        problem: Whether training would fail or suffer; else it is worth knowing.
     """
 
     dataset: str
@@ -45,231 +44,151 @@ class Finding:
     problem: bool = True
 
     def __str__(self) -> str:
-        """The sentence, with where it holds."""
         files = ', '.join(self.examples)
         more = ', ...' if files and self.count > len(self.examples) else ''
         return f'{self.dataset}: {self.message}' + (
             f' ({files}{more})' if files else ''
         )
 
-    def as_dict(self) -> dict:
-        """For JSON."""
-        return asdict(self)
 
-
-class Scanned:
-    """A dataset and what its files hold.
+def find_all(datasets: Sequence[Dataset], cfg: Config | None = None) -> list[Finding]:
+    """Return all that is wrong, and what else is worth knowing.
 
     Args:
-        dataset: the files' names and meaning.
-        pairs: as :func:`~.scan.scan` gives them.
-    """
-
-    def __init__(self, dataset: Dataset, pairs: Sequence[Pair]) -> None:
-        self.dataset = dataset
-        self.pairs = pairs
-
-    @cached_property
-    def raw_pixels(self) -> np.ndarray:
-        """Pixels of each label in the files, (256,)."""
-        total = np.zeros(LABELS, np.int64)
-        for pair in self.pairs:
-            for label, count in pair.counts.items():
-                total[label] += count
-        return total
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """What training reads for each label in the files, (256,)."""
-        return self.dataset.training_labels()
-
-    @cached_property
-    def pixels(self) -> np.ndarray:
-        """Pixels of each class, (classes,)."""
-        counts = np.bincount(self.labels, self.raw_pixels, minlength=LABELS)
-        return counts[: len(self.dataset.classes)].astype(np.int64)
-
-    @cached_property
-    def images(self) -> np.ndarray:
-        """Images that each class is in, (classes,)."""
-        total = np.zeros(LABELS, np.int64)
-        for pair in self.pairs:
-            total[np.unique(self.labels[list(pair.counts)])] += 1
-        return total[: len(self.dataset.classes)]
-
-    @property
-    def ignored(self) -> int:
-        """Pixels that training ignores."""
-        return int(self.raw_pixels[self.labels == IGNORED].sum())
-
-    @cached_property
-    def outside(self) -> list[int]:
-        """Labels in the files that training has no class for."""
-        fine = (self.labels < len(self.dataset.classes)) | (self.labels == IGNORED)
-        return np.flatnonzero((self.raw_pixels > 0) & ~fine).tolist()
-
-
-def find_all(
-    scanned: Sequence[Scanned], heads: dict[str, int] | None = None
-) -> list[Finding]:
-    """Says all that is wrong, and what else is worth knowing.
-
-    Args:
-        scanned: the datasets of a training and its validation.
-        heads: ``num_classes`` of the heads of a model, by their names in the config.
+        datasets: Of training and validation, with their files read.
+        cfg: The config that they come from.
 
     Returns:
-        In the order in which it is best dealt with: files, formats, labels, classes.
+        In the order in which to deal with it: files, formats, labels, classes.
     """
-    findings: list[Finding] = []
-    for one in scanned:
-        for find in (partners, unreadable, sizes, formats, outside_labels):
-            findings.extend(find(one))
-    findings.extend(zero_label(scanned))
-    findings.extend(class_counts(scanned, heads or {}))
-    for one in scanned:
-        findings.extend(absent_classes(one))
-    findings.extend(same_content(scanned))
-    return findings
+    findings = list(pipelines(datasets, cfg)) if cfg else []
+    for data in datasets:
+        findings += [*files(data), *formats(data), *outside_labels(data)]
+    findings += zero_label(datasets)
+    findings += class_counts(datasets, cfg)
+    for data in datasets:
+        findings += absent_classes(data)
+    return [*findings, *same_content(datasets)]
 
 
-def about(one: Scanned, kind: str, message: str, files: Sequence = (), **kwargs):
-    """A finding about some files of a dataset."""
-    return Finding(
-        one.dataset.name,
-        kind,
-        message,
-        count=len(files) or 1,
-        examples=tuple(map(str, files[:SHOWN])),
-        **kwargs,
-    )
+def about(
+    data: Dataset, kind: str, message: str, files: Sequence = (), **kwargs: bool
+) -> Finding:
+    """Return a finding about some files of a dataset."""
+    examples = tuple(map(str, files[:SHOWN]))
+    return Finding(data.name, kind, message, len(files) or 1, examples, **kwargs)
 
 
-def partners(one: Scanned) -> Iterator[Finding]:
-    """Images without masks, masks without images, and images that are not read."""
-    data = one.dataset
-    if not one.pairs:
-        ending = f' that ends in {data.endings[0]!r}' if data.endings[0] else ''
-        yield about(one, 'no images', f'there is no image{ending}')
-    lonely = [pair.image for pair in one.pairs if not pair.has_mask]
+def pipelines(datasets: Sequence[Dataset], cfg: Config) -> Iterator[Finding]:
+    """Find pipelines that read labels in another way than their dataset says."""
+    for data, (_, leaf) in zip(datasets, configured(cfg), strict=True):
+        for step in leaf.get('pipeline') or ():
+            given = step.get('reduce_zero_label')
+            if given is not None and given != data.reduce_zero_label:
+                yield Finding(
+                    data.name,
+                    'reduce_zero_label',
+                    f'the pipeline has {step["type"]}(reduce_zero_label={given}), the '
+                    f'dataset reduce_zero_label={data.reduce_zero_label}; set it in the dataset only',
+                )
+
+
+def files(data: Dataset) -> Iterator[Finding]:
+    """Find files without a partner, that cannot be read, or of different sizes."""
+    pairs, (image_ending, mask_ending) = data.pairs, data.endings
+    if not pairs:
+        ending = f' that ends in {image_ending!r}' if image_ending else ''
+        yield about(data, 'no images', f'there is no image{ending}')
+    lonely = [pair.image for pair in pairs if not pair.has_mask]
     if lonely:
         hint = ''
-        if len(lonely) == len(one.pairs) and data.endings[1]:
-            hint = f'; do masks really end in {data.endings[1]!r}?'
-        yield about(
-            one,
-            'missing mask',
-            f'{number(lonely, "image")} without a mask{hint}',
-            lonely,
-        )
+        if len(lonely) == len(pairs) and mask_ending:
+            hint = f'; do masks really end in {mask_ending!r}?'
+        message = f'{number(lonely, "image")} without a mask{hint}'
+        yield about(data, 'missing mask', message, lonely)
     if data.lone_masks:
-        found = number(data.lone_masks, 'mask')
-        yield about(one, 'missing image', f'{found} without an image', data.lone_masks)
+        message = f'{number(data.lone_masks, "mask")} without an image'
+        yield about(data, 'missing image', message, data.lone_masks)
     if data.unread:
-        found = number(data.unread, 'image')
-        yield about(
-            one,
-            'unread image',
-            f'{found} not read, as img_suffix is {data.endings[0]!r}',
-            data.unread,
-        )
-
-
-def unreadable(one: Scanned) -> Iterator[Finding]:
-    """Files that are damaged or no pictures."""
+        message = f'{number(data.unread, "image")} not read, as img_suffix is '
+        yield about(data, 'unread image', f'{message}{image_ending!r}', data.unread)
     for word in ('image', 'mask'):
-        bad = [pair for pair in one.pairs if getattr(pair, f'{word}_error')]
+        bad = [pair for pair in pairs if getattr(pair, f'{word}_error')]
         if bad:
             reason = getattr(bad[0], f'{word}_error')
-            yield about(
-                one,
-                f'unreadable {word}',
-                f'{number(bad, word)} cannot be read, the first: {reason}',
-                [getattr(pair, word) for pair in bad],
-            )
-
-
-def sizes(one: Scanned) -> Iterator[Finding]:
-    """Masks of another size than their images."""
+            message = f'{number(bad, word)} cannot be read, the first: {reason}'
+            paths = [getattr(pair, word) for pair in bad]
+            yield about(data, f'unreadable {word}', message, paths)
     bad = [
         pair
-        for pair in one.pairs
+        for pair in pairs
         if pair.image_size and pair.mask_size and pair.image_size != pair.mask_size
     ]
     if bad:
-        image, mask = (
-            'x'.join(map(str, s)) for s in (bad[0].image_size, bad[0].mask_size)
-        )
-        turned = sum(pair.sideways for pair in bad)
-        hint = (
-            f', of which {turned} by EXIF turned when they are read' if turned else ''
-        )
-        yield about(
-            one,
-            'size',
-            f'{number(bad, "mask")} of another size than the image{hint}; the first '
-            f'is {mask} px, its image {image}',
-            [pair.mask for pair in bad],
-        )
+        yield size(data, bad)
 
 
-def formats(one: Scanned) -> Iterator[Finding]:
-    """Masks that do not hold one label of 8 bits for each pixel."""
-    for kind, meaning in FORMATS.items():
-        bad = [pair.mask for pair in one.pairs if pair.format == kind]
-        if bad:
-            yield about(
-                one,
-                f'mask format: {kind}',
-                f'{number(bad, "mask")} {meaning}',
-                bad,
-            )
-
-
-def outside_labels(one: Scanned) -> Iterator[Finding]:
-    """Labels that no class has."""
-    if not one.outside:
-        return
-    files = [pair.mask for pair in one.pairs if set(pair.counts) & set(one.outside)]
-    count = int(one.raw_pixels[one.outside].sum())
-    fine = np.flatnonzero(one.labels < len(one.dataset.classes))
-    ignored = np.flatnonzero(one.labels == IGNORED)
-    yield about(
-        one,
-        'labels outside the classes',
-        f'{number(files, "mask")} with the label {ranges(one.outside)} in {count:,} '
-        f'pixels; allowed are {ranges(fine)} ({len(one.dataset.classes)} classes) and '
-        f'{ranges(ignored)} (ignored)',
-        files,
+def size(data: Dataset, bad: Sequence[Pair]) -> Finding:
+    """Return the finding for masks of another size than their image."""
+    image, mask = ('x'.join(map(str, s)) for s in (bad[0].image_size, bad[0].mask_size))
+    turned = sum(pair.sideways for pair in bad)
+    hint = f', {turned} of which because of the EXIF orientation' if turned else ''
+    message = (
+        f'{number(bad, "mask")} of another size than the image{hint}; the first is '
+        f'{mask} px, its image {image}'
     )
+    return about(data, 'size', message, [pair.mask for pair in bad])
 
 
-def zero_label(scanned: Sequence[Scanned]) -> Iterator[Finding]:
-    """Signs that ``reduce_zero_label`` is not what the masks were made for.
+def formats(data: Dataset) -> Iterator[Finding]:
+    """Find masks that do not hold one label of 8 bits for each pixel."""
+    for kind, meaning in FORMATS.items():
+        bad = [pair.mask for pair in data.pairs if pair.format == kind]
+        if bad:
+            message = f'{number(bad, "mask")} {meaning}'
+            yield about(data, f'mask format: {kind}', message, bad)
 
-    Told from all datasets together: a class may be missing from a small one.
+
+def outside_labels(data: Dataset) -> Iterator[Finding]:
+    """Find labels that no class has."""
+    if not data.outside:
+        return
+    masks = [pair.mask for pair in data.pairs if set(pair.counts) & set(data.outside)]
+    count = int(data.raw_pixels[data.outside].sum())
+    fine = np.flatnonzero(data.labels < len(data.classes))
+    ignored = np.flatnonzero(data.labels == IGNORED)
+    message = (
+        f'{number(masks, "mask")} with the label {ranges(data.outside)} in {count:,} '
+        f'pixels; allowed are {ranges(fine)} ({len(data.classes)} classes) and '
+        f'{ranges(ignored)} (ignored)'
+    )
+    yield about(data, 'labels outside the classes', message, masks)
+
+
+def zero_label(datasets: Sequence[Dataset]) -> Iterator[Finding]:
+    """Find signs that ``reduce_zero_label`` is not what the masks were made for.
+
+    All datasets are taken together: a class may be missing from a small one.
     """
     for reduce in (True, False):
-        group = [one for one in scanned if one.dataset.reduce_zero_label == reduce]
-        pixels = sum((one.raw_pixels for one in group), np.zeros(LABELS, np.int64))
+        group = [data for data in datasets if data.reduce_zero_label == reduce]
+        pixels = sum((data.raw_pixels for data in group), np.zeros(LABELS, np.int64))
         if not pixels.any():
             continue
-        count = max(one.dataset.file_classes for one in group)
-        labels = set(np.flatnonzero(pixels[:IGNORED]).tolist())
-        top = max(labels, default=0)
-        names = ', '.join(one.dataset.name for one in group)
-        if reduce and 0 in labels and top == count - 1:
-            share = 100 * pixels[0] / pixels.sum()
+        count = max(len(data.label_map or data.classes) for data in group)
+        top = max(np.flatnonzero(pixels[:IGNORED]), default=0)
+        names = ', '.join(data.name for data in group)
+        if reduce and pixels[0] and top == count - 1:
             yield Finding(
                 names,
                 'reduce_zero_label',
-                f'masks seem to count classes from 0: reduce_zero_label=True ignores '
-                f'label 0, {share:.1f} % of the pixels, makes 1 the first class, and '
-                f'the last one, label {count}, never occurs; if label 0 is a class, '
-                'set reduce_zero_label=False',
+                'masks seem to count classes from 0: reduce_zero_label=True ignores '
+                f'label 0, {100 * pixels[0] / pixels.sum():.1f} % of the pixels, makes '
+                f'1 the first class, and the last one, label {count}, never occurs; if '
+                'label 0 is a class, set reduce_zero_label=False',
             )
         elif not reduce and top == count:
-            zero = 'label 0 never occurs' if 0 not in labels else 'label 0 is no class'
+            zero = 'label 0 is no class' if pixels[0] else 'label 0 never occurs'
             yield Finding(
                 names,
                 'reduce_zero_label',
@@ -279,95 +198,80 @@ def zero_label(scanned: Sequence[Scanned]) -> Iterator[Finding]:
             )
 
 
-def class_counts(
-    scanned: Sequence[Scanned], heads: dict[str, int]
-) -> Iterator[Finding]:
-    """Numbers of classes that differ between datasets and heads."""
-    first = scanned[0].dataset
-    for one in scanned[1:]:
-        if one.dataset.classes != first.classes:
-            yield about(
-                one,
-                'classes',
-                f'its classes, {some(one.dataset.classes)}, are not those of '
-                f'{first.name}, {some(first.classes)}',
+def class_counts(datasets: Sequence[Dataset], cfg: Config | None) -> Iterator[Finding]:
+    """Find classes that differ between datasets, and from those of the heads."""
+    first, *others = datasets
+    for data in others:
+        if data.classes != first.classes:
+            message = (
+                f'its classes, {some(data.classes)}, are not those of {first.name}, '
+                f'{some(first.classes)}'
             )
-    for name, count in heads.items():
-        if count != len(first.classes):
-            yield Finding(
-                'model',
-                'num_classes',
-                f'{name}.num_classes is {count}, but the dataset has '
-                f'{len(first.classes)} classes',
-            )
+            yield about(data, 'classes', message)
+    model = (cfg or {}).get('model') or {}
+    for name in ('decode_head', 'auxiliary_head'):
+        heads = model.get(name)
+        several = isinstance(heads, (list, tuple))
+        for index, head in enumerate(heads if several else [heads]):
+            count = (head or {}).get('num_classes')
+            if count not in (None, len(first.classes)):
+                shown = f'model.{name}' + (f'[{index}]' if several else '')
+                message = f'{shown}.num_classes is {count}, but the dataset has '
+                message += f'{len(first.classes)} classes'
+                yield Finding('model', 'num_classes', message)
 
 
-def absent_classes(one: Scanned) -> Iterator[Finding]:
-    """Classes that no mask has."""
-    if not one.raw_pixels.any():
-        return
-    absent = [one.dataset.classes[i] for i in np.flatnonzero(one.pixels == 0)]
-    if absent:
-        training = one.dataset.loader != 'val'
-        meaning = 'cannot be learnt' if training else 'have no IoU'
+def absent_classes(data: Dataset) -> Iterator[Finding]:
+    """Find classes that no mask has."""
+    absent = [data.classes[i] for i in np.flatnonzero(data.pixels == 0)]
+    if absent and data.raw_pixels.any():
+        validation = data.loader == 'val'
+        meaning = 'have no IoU' if validation else 'cannot be learned'
         yield Finding(
-            one.dataset.name,
+            data.name,
             'absent classes',
-            f'{len(absent)} of {len(one.dataset.classes)} classes never occur and '
-            f'{meaning}: {some(absent)}',
+            f'{len(absent)} of {len(data.classes)} classes never occur and {meaning}: '
+            f'{some(absent)}',
             count=len(absent),
-            problem=training,
+            problem=not validation,
         )
 
 
-def same_content(scanned: Sequence[Scanned]) -> Iterator[Finding]:
-    """Images that are in both training and validation, or twice in one of them."""
+def same_content(datasets: Sequence[Dataset]) -> Iterator[Finding]:
+    """Find images that are in both training and validation, or twice in one."""
     seen: dict[str, dict[bytes, Pair]] = {}
-    for one in scanned:
-        loader = one.dataset.loader
-        here = seen.setdefault(loader, {})
+    for data in datasets:
+        here = seen.setdefault(data.loader, {})
         twice = []
-        for pair in one.pairs:
+        for pair in data.pairs:
             if pair.digest and here.setdefault(pair.digest, pair) is not pair:
                 twice.append(pair.image)
         if twice:
-            yield about(
-                one,
-                'duplicates',
-                f'{number(twice, "image")} with the content of an earlier one',
-                twice,
-                problem=False,
-            )
-        training = seen.get('train', {}) if loader != 'train' else {}
-        both = [pair for pair in one.pairs if pair.digest in training]
+            message = f'{number(twice, "image")} with the content of an earlier one'
+            yield about(data, 'duplicates', message, twice, problem=False)
+        training = seen.get('train', {}) if data.loader != 'train' else {}
+        both = [pair for pair in data.pairs if pair.digest in training]
         if both:
             twin = training[both[0].digest].image
-            yield about(
-                one,
-                'overlap',
-                f'{number(both, "image")} of {len(one.pairs)} trained on as well, so '
-                f'that results say less than they seem to; the first is {twin}',
-                [pair.image for pair in both],
+            message = (
+                f'{number(both, "image")} of {len(data.pairs)} trained on as well, so '
+                f'that results look better than they are; the first is {twin}'
             )
+            yield about(data, 'overlap', message, [pair.image for pair in both])
 
 
 def number(items: Sequence, word: str) -> str:
-    """Such as ``3 images``."""
+    """Return such as ``3 images``."""
     return f'{len(items):,} {word}' + ('' if len(items) == 1 else 's')
 
 
 def some(names: Sequence[str]) -> str:
-    """The first of some names."""
+    """Return the first of some names."""
     return ', '.join(names[: 2 * SHOWN]) + (', ...' if len(names) > 2 * SHOWN else '')
 
 
 def ranges(values: Sequence[int]) -> str:
-    """Numbers in short, such as ``0 to 3, 7``."""
-    parts: list[list[int]] = []
-    for value in values:
-        if parts and value == parts[-1][-1] + 1:
-            parts[-1][1:] = [value]
-        else:
-            parts.append([value])
-    text = [' to '.join(map(str, (p[0], *p[1:]))) for p in parts]
+    """Return integers in short, such as ``0 to 3, 7``."""
+    groups = np.split(values, np.flatnonzero(np.diff(values) != 1) + 1)
+    text = [' to '.join(map(str, dict.fromkeys((g[0], g[-1])))) for g in groups]
     return ', '.join(text[:8]) + (', ...' if len(text) > 8 else '')

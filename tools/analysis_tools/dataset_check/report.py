@@ -1,82 +1,137 @@
-"""What was found, as text and as plain values."""
+"""What was found, as text, as plain values for JSON, and as bars."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
-from dataset_check.findings import Finding, Scanned
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dataset_check.datasets import Dataset
+from dataset_check.findings import Finding
+
+# Told apart by readers who do not see red or green, too.
+COLORS = ('#0072b2', '#e69f00', '#56b4e9', '#cc79a7')
+INK, FAINT = '#2b2b33', '#e4e4ea'
+ROW = 0.34  # inches for a class
 
 
-def text(scanned: Sequence[Scanned], findings: Sequence[Finding]) -> str:
-    """A table of the classes, and below it what is wrong and what else to know."""
-    parts = [class_table(scanned)]
+def text(datasets: Sequence[Dataset], findings: Sequence[Finding]) -> str:
+    """Return a table of the classes, what is wrong, and what else to know."""
+    parts = [class_table(datasets)]
     for title, problem in (('Problems', True), ('Worth knowing', False)):
         lines = [f'- {finding}' for finding in findings if finding.problem is problem]
         if lines:
             parts.append('\n'.join([f'{title}:', *lines]))
     count = sum(finding.problem for finding in findings)
-    files = ', '.join(f'{one.dataset.name} {len(one.pairs):,}' for one in scanned)
+    files = ', '.join(f'{data.name} {len(data.pairs):,}' for data in datasets)
     verdict = f'{count} problem{"s" * (count != 1)}' if count else 'no problems'
     parts.append(f'{verdict} found in the images: {files}')
     return '\n\n'.join(parts)
 
 
-def class_table(scanned: Sequence[Scanned]) -> str:
-    """For each class, its share of the pixels that count, and the images it is in.
+def comparable(datasets: Sequence[Dataset]) -> list[Dataset]:
+    """Return the datasets with the classes of the first."""
+    return [data for data in datasets if data.classes == datasets[0].classes]
 
-    Datasets with other classes than the first are left out.
-    """
-    classes = scanned[0].dataset.classes
-    scanned = [one for one in scanned if one.dataset.classes == classes]
-    width = max(len('(ignored)'), *map(len, classes))
-    head, rule = [f'{"class":{width}}'], ['-' * width]
-    for one in scanned:
-        head.append(f'{one.dataset.name + " pixels":>13}  {"images":>8}')
-        rule.append('-' * 13 + '  ' + '-' * 8)
-    rows = [head, rule]
-    for index, name in enumerate(classes):
-        cells = [f'{name:{width}}']
-        for one in scanned:
-            part = share(one.pixels[index], one.pixels.sum())
-            cells.append(f'{part:>13}  {one.images[index]:>8,}')
-        rows.append(cells)
-    cells = [f'{"(ignored)":{width}}']
-    for one in scanned:
-        part = share(one.ignored, one.raw_pixels.sum())
-        cells.append(f'{part:>13}  {"":8}')
-    rows.append(cells)
-    return '\n'.join('  '.join(row).rstrip() for row in rows)
+
+def class_table(datasets: Sequence[Dataset]) -> str:
+    """Return each class's share of the pixels that count, and the images it is in."""
+    datasets = comparable(datasets)
+    table = Table('class', box=box.SIMPLE_HEAD, pad_edge=False)
+    for data in datasets:
+        table.add_column(f'{data.name} pixels', justify='right', no_wrap=True)
+        table.add_column('images', justify='right', no_wrap=True)
+    for index, name in enumerate(datasets[0].classes):
+        cells = []
+        for data in datasets:
+            cells.append(percent(share(data.pixels)[index]))
+            cells.append(f'{data.images[index]:,}')
+        table.add_row(name, *cells)
+    ignored = (100 * d.ignored / max(1, d.raw_pixels.sum()) for d in datasets)
+    table.add_row('(ignored)', *(c for value in ignored for c in (percent(value), '')))
+    console = Console(width=1000, color_system=None, markup=False)
+    with console.capture() as capture:
+        console.print(table)
+    return '\n'.join(line.rstrip() for line in capture.get().splitlines()).strip('\n')
+
+
+def share(pixels: np.ndarray) -> np.ndarray:
+    """Return percentages of the sum."""
+    return 100 * pixels / max(1, pixels.sum())
 
 
 def percent(value: float) -> str:
-    """A percentage with three digits that mean something."""
+    """Return a percentage with three significant digits; a dash for nothing."""
     digits = f'{value:#.3g}'.removesuffix('.')
-    return f'{digits} %'
+    return f'{digits} %' if value else '-'
 
 
-def share(part: int, whole: int) -> str:
-    """A part as a percentage; a dash for nothing."""
-    return percent(100 * part / whole) if part else '-'
-
-
-def as_dict(scanned: Sequence[Scanned], findings: Sequence[Finding]) -> dict:
-    """All that was found, for JSON."""
+def as_dict(datasets: Sequence[Dataset], findings: Sequence[Finding]) -> dict:
+    """Return all that was found, for JSON."""
     return {
         'datasets': [
             {
-                'name': one.dataset.name,
-                'images': len(one.pairs),
-                'reduce_zero_label': one.dataset.reduce_zero_label,
-                'ignored_pixels': one.ignored,
+                'name': data.name,
+                'images': len(data.pairs),
+                'reduce_zero_label': data.reduce_zero_label,
+                'ignored_pixels': data.ignored,
                 'classes': {
                     name: {'pixels': int(pixels), 'images': int(images)}
                     for name, pixels, images in zip(
-                        one.dataset.classes, one.pixels, one.images, strict=True
+                        data.classes, data.pixels, data.images, strict=True
                     )
                 },
             }
-            for one in scanned
+            for data in datasets
         ],
-        'problems': [f.as_dict() for f in findings if f.problem],
-        'notes': [f.as_dict() for f in findings if not f.problem],
+        'problems': [asdict(f) for f in findings if f.problem],
+        'notes': [asdict(f) for f in findings if not f.problem],
     }
+
+
+def draw_frequencies(path: Path, datasets: Sequence[Dataset]) -> None:
+    """Draw shares of pixels and numbers of images, the most frequent class on top."""
+    datasets = comparable(datasets)
+    order = np.argsort(-datasets[0].pixels, kind='stable')
+    names = [datasets[0].classes[i] for i in order]
+    figure = Figure((11, 1.5 + ROW * len(names)), dpi=130, layout='constrained')
+    figure.suptitle('How often classes occur', fontsize=13, weight='bold', color=INK)
+    pixels, images = figure.subplots(1, 2, sharey=True)
+    pixels.set_title('share of the pixels that count', fontsize=11, loc='left')
+    images.set_title('images with the class', fontsize=11, loc='left')
+    thick = 0.8 / len(datasets)
+    for index, data in enumerate(datasets):
+        places = np.arange(len(order)) - 0.4 + thick * (index + 0.5)
+        style = dict(height=0.92 * thick, color=COLORS[index % len(COLORS)])
+        for axes, values, write in (
+            (pixels, share(data.pixels)[order], percent),
+            (images, data.images[order], '{:,}'.format),
+        ):
+            bars = axes.barh(places, values, label=data.name, **style)
+            labels = [write(value) if value else 'never' for value in values]
+            axes.bar_label(bars, labels, padding=3, fontsize=7.5, color=INK)
+    for axes in (pixels, images):
+        axes.set_xscale('log')
+        low, high = axes.get_xlim()
+        axes.set_xlim(low, high * (high / low) ** 0.15)  # room for the numbers
+        axes.xaxis.set_major_formatter(lambda x, _: f'{x:,g}')
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(axis='x', color=FAINT, lw=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(which='both', colors=INK, length=0)
+        axes.spines[:].set_visible(False)
+    pixels.xaxis.set_major_formatter(lambda x, _: f'{x:g} %')
+    pixels.set_yticks(range(len(names)), names, fontsize=10)
+    pixels.set_ylim(len(names) - 0.4, -0.6)
+    handles, labels = images.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc='outside lower center', ncols=len(labels), frameon=False
+    )
+    figure.savefig(path, format='png')
