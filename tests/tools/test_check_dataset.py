@@ -1,18 +1,17 @@
-"""What ``tools/analysis_tools/check_dataset.py`` says of datasets with something wrong in them."""
+"""What ``check_dataset.py`` reports of datasets with something wrong in them."""
 
 from __future__ import annotations
 
 import json
-import runpy
+import subprocess
 import sys
 from pathlib import Path
 
+import check_dataset as command
 import numpy as np
 import pytest
-from dataset_check import cli, scan
-from dataset_check.datasets import Dataset, from_config
+from dataset_check.datasets import SIDEWAYS, Dataset, from_config, read_pairs
 from dataset_check.findings import ranges
-from dataset_check.scan import SIDEWAYS
 from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -71,7 +70,7 @@ def check(cfg: Config, *options: str) -> int:
     if 'dataset' in cfg.train_dataloader.dataset:
         path = Path(cfg.val_dataloader.dataset.data_root).parent / 'cfg.json'
     cfg.dump(path)
-    return cli.main([str(path), '--jobs', '1', *options])
+    return command.main([str(path), '--jobs', '1', *options])
 
 
 def problems(cfg: Config, capsys) -> list[dict]:
@@ -93,67 +92,84 @@ def test_a_dataset_with_nothing_wrong_passes(folder, capsys):
     assert {file: file.read_bytes() for file in folder.rglob('*.*')} == before
 
 
-def rotated(folder: Path) -> None:
+def cut_short(folder: Path) -> None:
+    file = folder / 'images/train/a.jpg'
+    file.write_bytes(file.read_bytes()[:-300])
+
+
+def turned(folder: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = SIDEWAYS[0]
     photo(0).save(folder / 'images/train/a.jpg', exif=exif)
 
 
-DAMAGE = {
-    'missing mask': lambda f: (f / 'masks/train/a.png').unlink(),
-    'missing image': lambda f: mask(0).save(f / 'masks/train/z.png'),
-    'unread image': lambda f: photo(9).save(f / 'images/train/z.JPG'),
-    'unreadable image': lambda f: (f / 'images/train/a.jpg').write_bytes(
-        (f / 'images/train/a.jpg').read_bytes()[:-300]
-    ),
-    'unreadable mask': lambda f: (f / 'masks/train/a.png').write_text('no picture'),
-    'size': lambda f: mask(0, 1, 2).resize((32, 25)).save(f / 'masks/train/a.png'),
-    'mask format: colour': lambda f: photo(0).save(f / 'masks/train/a.png'),
-    'mask format: grey in colour': lambda f: (
-        mask(0, 1).convert('RGB').save(f / 'masks/train/a.png')
-    ),
-    'mask format: more than 8 bits': lambda f: Image.fromarray(
-        np.full(SIZE[::-1], 300, np.uint16)
-    ).save(f / 'masks/train/a.png'),
-    'labels outside the classes': lambda f: mask(0, 7).save(f / 'masks/train/a.png'),
-    'overlap': lambda f: (f / 'images/val/d.jpg').write_bytes(
-        (f / 'images/train/a.jpg').read_bytes()
-    ),
-}  # fmt: skip
-SAID = {
-    'missing mask': '1 image without a mask',
-    'missing image': '1 mask without an image',
-    'unread image': "1 image not read, as img_suffix is '.jpg'",
-    'unreadable image': 'cannot be read, the first: image file is truncated',
-    'unreadable mask': 'cannot be read, the first: no picture',
-    'size': 'the first is 32x25 px, its image 32x24',
-    'mask format: colour': '1 mask with colours instead of labels',
-    'mask format: grey in colour': '1 mask with three equal channels',
-    'mask format: more than 8 bits': 'do not fit into 8 bits',
-    'labels outside the classes': '1 mask with the label 7 in 384 pixels; allowed are '
-    '0 to 2 (3 classes) and 255 (ignored)',
-    'overlap': '1 image of 2 trained on as well',
-}
+def trained_on(folder: Path) -> None:
+    content = (folder / 'images/train/a.jpg').read_bytes()
+    (folder / 'images/val/d.jpg').write_bytes(content)
 
 
-@pytest.mark.parametrize('kind', DAMAGE)
-def test_what_is_wrong_with_files_is_named(folder, capsys, kind):
-    DAMAGE[kind](folder)
+def save_mask(picture: Image.Image, name: str = 'a'):
+    return lambda folder: picture.save(folder / 'masks/train' / f'{name}.png')
+
+
+HIGH = Image.fromarray(np.full(SIZE[::-1], 300, np.uint16))
+DAMAGE = [
+    (
+        'missing mask',
+        lambda folder: (folder / 'masks/train/a.png').unlink(),
+        '1 image without a mask',
+    ),
+    ('missing image', save_mask(mask(0), 'z'), '1 mask without an image'),
+    (
+        'unread image',
+        lambda folder: photo(9).save(folder / 'images/train/z.JPG'),
+        "1 image not read, as img_suffix is '.jpg'",
+    ),
+    (
+        'unreadable image',
+        cut_short,
+        'cannot be read, the first: image file is truncated',
+    ),
+    (
+        'unreadable mask',
+        lambda folder: (folder / 'masks/train/a.png').write_text('nothing'),
+        'cannot be read, the first: not a picture',
+    ),
+    (
+        'size',
+        save_mask(mask(0, 1, 2).resize((32, 25))),
+        'the first is 32x25 px, its image 32x24',
+    ),
+    ('size', turned, '1 of which because of the EXIF orientation'),
+    (
+        'mask format: color',
+        save_mask(photo(0)),
+        '1 mask with colors instead of labels',
+    ),
+    (
+        'mask format: gray in color',
+        save_mask(mask(0, 1).convert('RGB')),
+        '1 mask with three equal channels',
+    ),
+    ('mask format: more than 8 bits', save_mask(HIGH), 'do not fit into 8 bits'),
+    (
+        'labels outside the classes',
+        save_mask(mask(0, 7)),
+        '1 mask with the label 7 in 384 pixels; allowed are 0 to 2 (3 classes) and '
+        '255 (ignored)',
+    ),
+    ('overlap', trained_on, '1 image of 2 trained on as well'),
+]
+
+
+@pytest.mark.parametrize(('kind', 'damage', 'said'), DAMAGE)
+def test_what_is_wrong_with_files_is_named(folder, capsys, kind, damage, said):
+    damage(folder)
     (found,) = problems(config(folder), capsys)
-    assert found['kind'] == kind
-    assert SAID[kind] in found['message']
-    assert (found['dataset'], found['count']) == (
-        'val' if kind == 'overlap' else 'train',
-        1,
-    )
+    assert (found['kind'], found['count']) == (kind, 1)
+    assert said in found['message']
+    assert found['dataset'] == ('val' if kind == 'overlap' else 'train')
     assert len(found['examples']) == 1
-
-
-def test_an_image_that_is_turned_when_read_has_another_size(folder, capsys):
-    rotated(folder)
-    (found,) = problems(config(folder), capsys)
-    assert 'of which 1 by EXIF turned' in found['message']
-    assert 'its image 24x32' in found['message']
 
 
 def test_jpeg_masks_are_named(folder, capsys):
@@ -179,7 +195,7 @@ def test_labels_from_zero_are_not_for_reduce_zero_label(folder, capsys):
     assert 'count classes from 0' in zero['message']
     assert 'set reduce_zero_label=False' in zero['message']
     absent = [one for one in found if one['kind'] == 'absent classes']
-    assert 'cannot be learnt: car' in absent[0]['message']
+    assert 'cannot be learned: car' in absent[0]['message']
 
 
 def test_labels_from_one_are_for_reduce_zero_label(folder, capsys):
@@ -255,7 +271,7 @@ def test_labels_are_read_as_in_training(tmp_path, reduce, label_map):
         )
     )
     data = Dataset('train', (), CLASSES, reduce_zero_label=reduce, label_map=label_map)
-    assert np.array_equal(data.training_labels(), read['gt_seg_map'].ravel())
+    assert np.array_equal(data.labels, read['gt_seg_map'].ravel())
 
 
 def test_several_processes_find_what_one_finds(folder):
@@ -263,17 +279,17 @@ def test_several_processes_find_what_one_finds(folder):
         (file, folder / 'masks/train' / f'{file.stem}.png')
         for file in sorted(folder.glob('images/train/*'))
     ]
-    seen = []
-    assert scan(pairs, jobs=2, progress=seen.append) == scan(pairs, jobs=1)
-    assert seen == [1, 2, 3]
+    found = list(read_pairs(pairs, jobs=2))
+    assert len(found) == 3
+    assert found == list(read_pairs(pairs))
 
 
 def test_two_folders_do_without_a_config(folder, capsys):
     options = ['--images', str(folder / 'images'), '--masks', str(folder / 'masks')]
-    assert cli.main([*options, '--classes', 'sky,road,car']) == 0
+    assert command.main([*options, '--classes', 'sky,road,car']) == 0
     assert 'no problems found in the images: data 5' in capsys.readouterr().out
     (folder / 'masks/val/e.png').unlink()
-    assert cli.main([*options, '--classes', '2']) == 1
+    assert command.main([*options, '--classes', '2']) == 1
     said = capsys.readouterr().out
     assert '1 image without a mask' in said
     assert 'label 2' in said
@@ -285,8 +301,8 @@ def test_endings_pair_files_with_longer_names(folder, capsys):
             file.rename(file.with_name(file.stem + ending))
     options = ['--images', str(folder / 'images/train')]
     options += ['--masks', str(folder / 'masks/train'), '--classes', '3']
-    assert cli.main([*options, '--endings', '_photo.jpg', '_labels.png']) == 0
-    assert cli.main(options) == 1
+    assert command.main([*options, '--endings', '_photo.jpg', '_labels.png']) == 0
+    assert command.main(options) == 1
     assert '3 images without a mask' in capsys.readouterr().out
 
 
@@ -294,20 +310,20 @@ def test_frequencies_are_drawn_with_a_bar_for_each_class(folder):
     out = folder.parent / 'classes.png'
     assert check(config(folder), '--plot', str(out)) == 0
     with Image.open(out) as picture:
-        colours = {colour for _, colour in picture.convert('RGB').getcolors(1 << 20)}
-    assert {(0, 114, 178), (230, 159, 0)} <= colours
+        colors = {color for _, color in picture.convert('RGB').getcolors(1 << 20)}
+    assert {(0, 114, 178), (230, 159, 0)} <= colors
 
 
 @pytest.mark.parametrize(
-    ('command', 'said'),
+    ('arguments', 'said'),
     [
         ('', 'give a config, or all of --images, --masks and --classes'),
         ('--images data/images', 'missing: --masks --classes'),
         ('nowhere.py', "config: 'nowhere.py' does not exist"),
-        ('cfg.json --classes 3', '--classes: goes with folders only'),
+        ('cfg.json --classes 3', '--classes is for folders'),
         ('cfg.json --jobs 0', '--jobs: 0; give 1 or more'),
         ('cfg.json --plot data/images/train/x.png', 'would be among the files'),
-        ('cfg.json --plot there.png', "'there.png' exists; --force replaces a file"),
+        ('cfg.json --plot there.png', 'there.png exists already; --force replaces it'),
         ('cfg.json --plot x.jpg', 'does not end in .png'),
         (
             'cfg.json --cfg-options val_dataloader.dataset.data_root=no',
@@ -322,15 +338,12 @@ def test_frequencies_are_drawn_with_a_bar_for_each_class(folder):
         ('--images data --masks data --classes 256', '--classes: 256; give 1 to 255'),
     ],
 )
-def test_wrong_arguments_get_one_sentence(folder, monkeypatch, capsys, command, said):
+def test_wrong_arguments_get_one_sentence(folder, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(folder.parent)
     config(folder).dump('cfg.json')
     Path('there.png').write_text('keep')
-    monkeypatch.setattr(sys, 'argv', ['check_dataset.py', *command.split()])
     with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(
-            str(ROOT / 'tools/analysis_tools/check_dataset.py'), run_name='__main__'
-        )
+        command.main(arguments.split())
     assert exit_.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith('check_dataset.py: error: ')
@@ -369,3 +382,16 @@ def test_a_dataset_of_another_kind_is_refused(folder, capsys):
     with pytest.raises(SystemExit):
         check(cfg)
     assert 'val: ' in capsys.readouterr().err
+
+
+def test_the_former_path_still_works(folder):
+    options = ['--images', folder / 'images', '--masks', folder / 'masks']
+    tool = ROOT / 'tools/check_dataset.py'
+    done = subprocess.run(
+        [sys.executable, tool, *options, '--classes', '2', '--jobs', '2'],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert 'with the label 2' in done.stdout
+    assert 'has moved to tools/analysis_tools' in done.stderr

@@ -112,7 +112,8 @@ class Dataset:
         """Pixels of each label in the files, (256,)."""
         total = np.zeros(LABELS, np.int64)
         for pair in self.pairs:
-            total[list(pair.counts)] += list(pair.counts.values())
+            for label, count in pair.counts.items():
+                total[label] += count
         return total
 
     @cached_property

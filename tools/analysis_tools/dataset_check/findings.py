@@ -89,7 +89,8 @@ def pipelines(datasets: Sequence[Dataset], cfg: Config) -> Iterator[Finding]:
                     data.name,
                     'reduce_zero_label',
                     f'the pipeline has {step["type"]}(reduce_zero_label={given}), the '
-                    f'dataset reduce_zero_label={data.reduce_zero_label}; set it in the dataset only',
+                    f'dataset reduce_zero_label={data.reduce_zero_label}; set it in '
+                    'the dataset only',
                 )
 
 
