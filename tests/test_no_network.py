@@ -28,9 +28,11 @@ def test_connections_to_other_machines_are_refused(address):
 
 
 def test_datagrams_to_other_machines_are_refused():
-    with socket.socket(type=socket.SOCK_DGRAM) as connection:
-        with pytest.raises(OSError, match='reach no other machine'):
-            connection.sendto(b'', ('192.0.2.1', 53))
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as connection,
+        pytest.raises(OSError, match='reach no other machine'),
+    ):
+        connection.sendto(b'', ('192.0.2.1', 53))
 
 
 def test_names_of_other_machines_are_not_looked_up():
@@ -52,9 +54,11 @@ def test_downloads_are_refused_with_a_proxy_and_without():
 
 @pytest.mark.parametrize('host', ['127.0.0.1', 'localhost'])
 def test_this_machine_is_reached(host):
-    with socket.create_server(('127.0.0.1', 0)) as server:
-        with socket.create_connection((host, server.getsockname()[1])) as connection:
-            assert connection.getpeername() == server.getsockname()
+    with (
+        socket.create_server(('127.0.0.1', 0)) as server,
+        socket.create_connection((host, server.getsockname()[1])) as connection,
+    ):
+        assert connection.getpeername() == server.getsockname()
 
 
 @pytest.mark.skipif(not hasattr(socket, 'AF_UNIX'), reason='needs Unix sockets')
@@ -80,4 +84,4 @@ def test_started_processes_are_cut_off_too():
             env=os.environ,
         )
         assert done.returncode == 1
-        assert 'NetworkRefused' in done.stderr
+        assert 'NetworkRefusedError' in done.stderr

@@ -32,8 +32,8 @@ def test_equal_names_and_shapes_are_no_difference():
         ),
         (
             state(x=(1,)),
-            "none of its tensors (the first: 'x') has the name of one of the model (the "
-            "first: 'a.weight')",
+            "none of its tensors (the first: 'x') has the name of one of the model "
+            "(the first: 'a.weight')",
         ),
         ({}, 'none of its tensors'),
     ],

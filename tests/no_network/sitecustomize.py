@@ -21,7 +21,7 @@ EVENTS = {
 }
 
 
-class NetworkRefused(OSError):
+class NetworkRefusedError(OSError):
     """A test wanted to reach another machine."""
 
 
@@ -57,7 +57,7 @@ def refuse(event: str, arguments: tuple) -> None:
     ) == getattr(socket, 'AF_UNIX', -1):
         return
     if not is_local(arguments[place]):
-        raise NetworkRefused(
+        raise NetworkRefusedError(
             f'tests reach no other machine, and this one wanted to: {event} '
             f'{arguments[place]!r}'
         )
