@@ -1,5 +1,7 @@
-"""Export of segmentors to ONNX and ``torch.export``, with sizes left open or fixed.
+"""Export segmentors to ONNX and ``torch.export``, for fixed or for all image sizes.
 
+The segmentor's own modules are traced: where sizes stay open, the operations of
+:mod:`mmseg_twins.ops` compute bins, windows and paddings from them inside the graph.
 ONNX needs the extra ``deploy``.
 """
 
@@ -16,37 +18,36 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmseg.models.necks import FPN
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
+from .. import ops
 from ..checkpoints.dataset_meta import configured_meta
-from ..models.backbones import PCPVT, SVT
-from ..models.decode_heads import FPNHead, UPerHead
+from ..errors import SettingError
 from ..version import __version__
 
 OUTPUTS = ('logits', 'classes')
-#: What the ONNX exporter needs, all in the extra ``deploy``.
+#: What writing ONNX needs, all in the extra ``deploy``.
 DEPLOY_PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 INPUT = 'image'
-# Every dimension that is to stay a symbol is above 1 at these sizes, in windows of 7
-# of the last stage too, and none equals another.
-TRACED_BATCH, TRACED_HEIGHT, TRACED_WIDTH = 2, 288, 320
+# Batch, height and width at which open sizes are traced: no open dimension is 1, not
+# even the number of windows of 7 in the last stage, and no two are equal.
+TRACED_SIZE = (2, 288, 320)
 
 
 class ExportForm(nn.Module):
-    """Image in, logits or classes of its pixels out.
+    """A segmentor's prediction as one module: from images to logits or classes.
 
-    Computes what the segmentor computes in evaluation, by the segmentor's own modules.
-    :func:`prepare` makes one.
+    It shares the segmentor's modules; :func:`prepare` makes one.
 
     Args:
         segmentor: in evaluation mode.
         output: one of ``OUTPUTS``.
-        embed_preprocessing: whether images come as RGB bytes, channels last, and are
-            normalized as the segmentor's data preprocessor does.
+        embed_preprocessing: whether images are uint8, RGB, channels last, and are
+            normalized inside as the segmentor's data preprocessor does.
     """
 
     def __init__(
@@ -91,11 +92,11 @@ class ExportForm(nn.Module):
 
 
 def classify(logits: Tensor, threshold: float | None) -> Tensor:
-    """Classes (B, H, W), int64, as mmsegmentation decides them.
+    """Return the classes that mmsegmentation predicts, (B, H, W), int64.
 
     Args:
-        logits: (B, classes, H, W); of a single channel, the foreground's.
-        threshold: the foreground's least probability.
+        logits: (B, classes, H, W); a single channel is the foreground's.
+        threshold: the least probability of the foreground.
     """
     if logits.shape[1] > 1:
         return logits.argmax(1)
@@ -103,14 +104,16 @@ def classify(logits: Tensor, threshold: float | None) -> Tensor:
 
 
 def use_package_heads(cfg: Config) -> None:
-    """Replace mmsegmentation's decode heads in a config by those that can be exported.
+    """Replace mmsegmentation's ``UPerHead`` or ``FPNHead`` in a config.
 
-    They have the same arguments, state dict and results up to rounding.
+    This package's heads have the same arguments, state dict and results, up to
+    rounding, and take images of any size after export.
     """
     head = cfg.model.decode_head
-    name = head['type'].removeprefix('mmseg.')
-    if name in ('UPerHead', 'FPNHead'):
-        head['type'] = f'mmseg_twins.{name}'
+    if isinstance(head, Mapping):
+        name = head['type'].removeprefix('mmseg.')
+        if name in ('UPerHead', 'FPNHead'):
+            head['type'] = f'mmseg_twins.{name}'
 
 
 def prepare(
@@ -119,52 +122,32 @@ def prepare(
     output: str = 'logits',
     embed_preprocessing: bool = False,
 ) -> ExportForm:
-    """Make the export form of a segmentor.
+    """Make the module to export from a segmentor.
 
     Args:
-        segmentor: an ``EncoderDecoder`` with a backbone and a head of this package, with
-            or without a neck ``FPN``, in evaluation mode. It stays as it is and shares
-            its parameters. Auxiliary heads are left out.
-        output: ``'logits'`` (of mmsegmentation's ``predict``: bilinearly upsampled to
-            the image) or ``'classes'``.
-        embed_preprocessing: whether the form takes uint8 RGB images, (B, H, W, 3).
-
-    Returns:
-        The form, in evaluation mode.
+        segmentor: an ``EncoderDecoder`` in evaluation mode. It does not change, and
+            shares its parameters. Auxiliary heads are left out.
+        output: ``'logits'`` (bilinearly upsampled to the image's size, as
+            mmsegmentation's ``predict`` does) or ``'classes'``.
+        embed_preprocessing: whether the module takes uint8 RGB images, (B, H, W, 3).
 
     Raises:
-        ValueError: the segmentor or an argument is something else; says what.
+        SettingError: the segmentor or an argument is not supported.
     """
     if output not in OUTPUTS:
-        raise ValueError(f'output={output!r}; give one of {", ".join(OUTPUTS)}')
-    if not isinstance(segmentor, EncoderDecoder):
-        raise ValueError(
-            f'the model of the config is {type(segmentor).__name__}; export supports '
-            'EncoderDecoder'
+        raise SettingError(f'output={output!r}; give one of {", ".join(OUTPUTS)}')
+    head = getattr(segmentor, 'decode_head', None)
+    if not isinstance(segmentor, EncoderDecoder) or not isinstance(
+        head, BaseDecodeHead
+    ):
+        raise SettingError(
+            f'the model is {type(segmentor).__name__} with {type(head).__name__}; '
+            'export supports EncoderDecoder with a decode head that returns logits'
         )
     if segmentor.training:
-        raise ValueError('the segmentor is in training mode; call its eval() first')
-    neck = segmentor.neck if segmentor.with_neck else None
-    if neck is not None and not (
-        isinstance(neck, FPN) and neck.num_outs == len(neck.lateral_convs)
-    ):
-        raise ValueError(
-            f"the neck is {type(neck).__name__}; export supports none and 'FPN' with "
-            'as many outputs as inputs'
-        )
-    for part, kinds in (
-        ('backbone', (PCPVT, SVT)),
-        ('decode_head', (UPerHead, FPNHead)),
-    ):
-        module = getattr(segmentor, part)
-        if not isinstance(module, kinds):
-            names = ' and '.join(f'mmseg_twins.{kind.__name__}' for kind in kinds)
-            raise ValueError(
-                f'the {part} is {type(module).__name__} of {type(module).__module__}; '
-                f'export supports {names}'
-            )
+        raise SettingError('the segmentor is in training mode; call its eval() first')
     if embed_preprocessing and not hasattr(segmentor.data_preprocessor, 'mean'):
-        raise ValueError(
+        raise SettingError(
             "--embed-preprocessing: the config's model.data_preprocessor has no mean "
             'and std to embed'
         )
@@ -175,7 +158,7 @@ def prepare(
 def example_image(
     form: ExportForm, batch: int, height: int, width: int, *, seed: int = 0
 ) -> Tensor:
-    """Random images of the kind that a form takes."""
+    """Return random images, as a module of :func:`prepare` takes them."""
     generator = torch.Generator().manual_seed(seed)
     if form.embed_preprocessing:
         size = (batch, height, width, 3)
@@ -192,11 +175,7 @@ def describe_model(
     output: str,
     embed_preprocessing: bool,
 ) -> dict[str, str]:
-    """What someone who has only the exported file needs to know.
-
-    Returns:
-        Texts by name, for the file's metadata; lists as JSON.
-    """
+    """Return the metadata of an exported file: texts by name, lists as JSON."""
     preprocessor = segmentor.data_preprocessor
     normalized = hasattr(preprocessor, 'mean')
     order = 'RGB' if getattr(preprocessor, 'channel_conversion', True) else 'BGR'
@@ -228,16 +207,16 @@ def describe_model(
 
 
 def require_deploy() -> None:
-    """Checks that the extra ``deploy`` is installed.
+    """Check that the extra ``deploy`` is installed.
 
     Raises:
-        ValueError: a package is missing; says how to install it.
+        SettingError: a package is missing; the message says how to install it.
     """
     missing = [
         name for name in DEPLOY_PACKAGES if importlib.util.find_spec(name) is None
     ]
     if missing:
-        raise ValueError(
+        raise SettingError(
             f'writing ONNX needs {", ".join(missing)}, which the extra `deploy` '
             "brings: pip install 'mmseg_twins[deploy]'"
         )
@@ -246,32 +225,51 @@ def require_deploy() -> None:
 def trace(
     form: ExportForm, *, batch: int, height: int, width: int, dynamic: bool
 ) -> ExportedProgram:
-    """Records a form's computation.
+    """Trace a module of :func:`prepare`.
 
     Args:
-        form: of :func:`.segmentor.prepare`.
+        form: the module.
         batch: images at once.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        dynamic: whether batch, height and width stay open; what is given of them does
-            not matter then.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+        dynamic: whether batch, height and width stay open.
 
     Returns:
         The program, whose input is named ``image``.
+
+    Raises:
+        SettingError: the model cannot be traced.
     """
-    if not dynamic:
-        return torch.export.export(form, (example_image(form, batch, height, width),))
-    image = example_image(form, TRACED_BATCH, TRACED_HEIGHT, TRACED_WIDTH)
-    axes = range(3) if form.embed_preprocessing else (0, 2, 3)
-    return torch.export.export(
-        form, (image,), dynamic_shapes={INPUT: dict.fromkeys(axes, Dim.DYNAMIC)}
-    )
+    size, shapes = (batch, height, width), None
+    if dynamic:
+        size, axes = TRACED_SIZE, range(3) if form.embed_preprocessing else (0, 2, 3)
+        shapes = {INPUT: dict.fromkeys(axes, Dim.DYNAMIC)}
+    image = example_image(form, *size)
+    try:
+        with ops.use('portable'):
+            program = torch.export.export(form, (image,), dynamic_shapes=shapes)
+    except SettingError:
+        raise
+    except Exception as error:  # of many classes, for models that are not traceable
+        raise SettingError(
+            f'PyTorch cannot trace this model{" for open sizes" if dynamic else ""}: '
+            f'{first_line(error)}'
+        ) from error
+    # Guards are stricter than the graph: they reject sizes at which an open dimension
+    # is 1, although nothing depends on that.
+    program._guards_code = []
+    return program
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def write_program(
     program: ExportedProgram, path: Path, metadata: Mapping[str, str]
 ) -> None:
-    """Writes what ``torch.export.load`` reads, the metadata as extra files."""
+    """Write a file for ``torch.export.load``, with the metadata as extra files."""
     with path.open('wb') as file:
         torch.export.save(program, file, extra_files=dict(metadata))
 
@@ -284,7 +282,7 @@ def write_onnx(
     output: str,
     opset: int | None,
 ) -> None:
-    """Writes a program as one ONNX file.
+    """Write a program as one ONNX file.
 
     Args:
         program: of :func:`trace`.
@@ -292,55 +290,54 @@ def write_onnx(
         metadata: becomes the model's ``metadata_props``.
         output: the output's name.
         opset: version of ONNX's operators; None for the exporter's choice.
+
+    Raises:
+        SettingError: ONNX lacks what the model computes.
     """
     import onnx
 
-    with quiet():
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            external_data=False,
-            input_names=[INPUT],
-            output_names=[output],
-            opset_version=opset,
-            verbose=False,
-        )
+    try:
+        with quiet():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                external_data=False,
+                input_names=[INPUT],
+                output_names=[output],
+                opset_version=opset,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise SettingError(
+            f'PyTorch cannot convert this model to ONNX: {first_line(error)}'
+        ) from error
     model = exported.model_proto
-    name_axes(model, embedded=program_takes_bytes(program))
+    name_axes(model)
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.save(model, path)
 
 
-def program_takes_bytes(program: ExportedProgram) -> bool:
-    """Whether a program's image is uint8 and channels last."""
-    (image,) = program.example_inputs[0]
-    return image.dtype == torch.uint8
-
-
-def name_axes(model, *, embedded: bool) -> None:
-    """Gives open dimensions names that say what they are.
-
-    Args:
-        model: an ONNX model.
-        embedded: whether its image is channels last.
-    """
-    image, output = model.graph.input[0], model.graph.output[0]
-    names = ('batch', 'height', 'width')
+def name_axes(model) -> None:
+    """Name the open dimensions of an ONNX model batch, height and width."""
+    image, output = (
+        one.type.tensor_type.shape.dim
+        for one in (model.graph.input[0], model.graph.output[0])
+    )
     renamed = {}
-    for axis, name in zip(range(3) if embedded else (0, 2, 3), names, strict=True):
-        dim = image.type.tensor_type.shape.dim[axis]
+    names = iter(('batch', 'height', 'width'))
+    for dim in image:
         if dim.dim_param:
-            renamed[dim.dim_param] = dim.dim_param = name
-    for dim in output.type.tensor_type.shape.dim:
+            renamed[dim.dim_param] = dim.dim_param = next(names)
+    for dim in output:
         if dim.dim_param:
             dim.dim_param = renamed.get(dim.dim_param, dim.dim_param)
-    # Shapes between are in terms of the old names; runtimes infer them anyway.
+    # Shapes in between are in terms of the old names; runtimes infer them anyway.
     del model.graph.value_info[:]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the exporter's remarks on its own affairs from the user."""
+    """Silence the exporter's warnings and progress."""
     loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript')]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""An exported file beside the segmentor that it comes from: results and latency."""
+"""Compare an exported file with the segmentor that it comes from."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from .export import ExportForm, classify, example_image
+from .export import ExportForm, classify, example_image, first_line
 
 #: Logits may differ by this, and by this share of the largest logit.
 TOLERANCE = 1e-3
-#: Batch, height and width that a dynamic file is checked at, besides the given ones:
-#: small; one side a multiple of the window at 1/4 resolution; several images; sides
-#: that patches do not divide.
+#: Batch, height and width at which a dynamic file is checked, besides the given ones:
+#: a single window of 7 in the last stage; one side a multiple of the window at 1/4
+#: resolution; several images; sides that are no multiples of a patch.
 SIZES = ((1, 224, 224), (1, 448, 512), (3, 96, 160), (1, 250, 333))
 
 RUNS = 7
-# The threads of one library look for work for a while after its run, on cores that the
-# other's run would need.
+# For a while after its run, the threads of one library occupy cores that the other's
+# run needs.
 PAUSE_SECONDS = 0.3
 
 Predict = Callable[[Tensor], Tensor]
 
 
 class DifferenceError(RuntimeError):
-    """An exported file that does not compute what the segmentor does."""
+    """An exported file does not compute what the segmentor does."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a file is from the segmentor at one size.
+    """The difference between a file and the segmentor at one size.
 
     Args:
         size: batch, height and width.
-        largest: the largest logit of the segmentor, absolute.
-        difference: the largest absolute difference of logits. Of classes, where
-            logits are not known: by how much the logit of the file's class is below
-            the largest logit of the pixel.
+        largest: the segmentor's largest logit, absolute.
+        difference: the largest absolute difference of logits. For a file of classes,
+            half of what the logit of its class is below the largest logit of a pixel,
+            at most: logits that differ by no more can lead to that class.
         other: share of pixels whose classes differ.
     """
 
@@ -64,7 +64,7 @@ class Difference:
 
 
 def load_onnx(path: Path, threads: int | None = None) -> Predict:
-    """A file's computation, by onnxruntime on the CPU."""
+    """Load an ONNX file into onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -81,16 +81,17 @@ def load_onnx(path: Path, threads: int | None = None) -> Predict:
 
 
 def load_program(path: Path) -> Predict:
-    """A file's computation, by PyTorch."""
+    """Load a file of ``torch.export``."""
     with path.open('rb') as file:
-        # The guards of a program are stricter than what it computes.
-        module = torch.export.load(file).module(check_guards=False)
+        module = torch.export.load(file).module()
     return torch.no_grad()(module)
 
 
 @torch.no_grad()
-def predict_logits(segmentor: EncoderDecoder, form: ExportForm, image: Tensor):
-    """What the segmentor itself makes of an image of the form's kind."""
+def predict_logits(
+    segmentor: EncoderDecoder, form: ExportForm, image: Tensor
+) -> Tensor:
+    """Return the segmentor's logits for images as the form takes them."""
     if form.embed_preprocessing:
         # As mmsegmentation reads and prepares an image: BGR, channels first.
         images = [one.flip(2).permute(2, 0, 1) for one in image]
@@ -112,33 +113,38 @@ def compare(
     form: ExportForm,
     size: tuple[int, int, int],
 ) -> Difference:
-    """Compares at one size, on random images.
-
-    A file of classes is right where logits within the tolerance lead to its classes:
-    the logit of a class that it prefers is at most twice the tolerance below the
-    largest. The difference is half of that, so that one limit holds for both.
+    """Compare on random images.
 
     Args:
         predict: the file's computation.
         segmentor: the one that the form is of.
-        form: tells which kind of image, and of output.
+        form: tells the kind of image and of output.
         size: batch, height and width.
+
+    Raises:
+        DifferenceError: the file fails, or its result has another shape.
     """
     image = example_image(form, *size, seed=1)
+    threshold = segmentor.decode_head.threshold
     logits = predict_logits(segmentor, form, image)
-    classes = classify(logits, segmentor.decode_head.threshold)
-    result = predict(image)
-    wanted = logits if form.output == 'logits' else classes
-    if result.shape != wanted.shape:
+    classes = classify(logits, threshold)
+    try:
+        result = predict(image)
+    except Exception as error:  # onnxruntime and PyTorch have classes of their own
+        raise DifferenceError(
+            f'at {describe_size(size)} the file fails: {first_line(error)}'
+        ) from error
+    expected = logits if form.output == 'logits' else classes
+    if result.shape != expected.shape:
         raise DifferenceError(
             f'at {describe_size(size)} the file returns {tuple(result.shape)}, and the '
-            f'segmentor {tuple(wanted.shape)}'
+            f'segmentor {tuple(expected.shape)}'
         )
     if form.output == 'logits':
         difference = (result - logits).abs().max()
-        result = classify(result, segmentor.decode_head.threshold)
+        result = classify(result, threshold)
     else:
-        difference = regret(logits, result, segmentor.decode_head.threshold) / 2
+        difference = regret(logits, result, threshold) / 2
     return Difference(
         size=size,
         largest=float(logits.abs().max()),
@@ -148,7 +154,7 @@ def compare(
 
 
 def regret(logits: Tensor, classes: Tensor, threshold: float | None) -> Tensor:
-    """By how much chosen classes miss the largest logit, at the worst pixel."""
+    """Return how far chosen classes are below the largest logit, at the worst pixel."""
     if logits.shape[1] == 1:  # the distance to the threshold, where it decides wrongly
         distance = (logits[:, 0] - torch.tensor(threshold).logit()).abs()
         return (distance * (classify(logits, threshold) != classes)).max()
@@ -157,13 +163,13 @@ def regret(logits: Tensor, classes: Tensor, threshold: float | None) -> Tensor:
 
 
 def describe_size(size: Sequence[int]) -> str:
-    """A size for people: ``2 x 224x224``."""
+    """Return a size as text, such as ``2 x 224x224``."""
     batch, height, width = size
     return f'{batch} x {height}x{width}'
 
 
 def difference_table(differences: Sequence[Difference]) -> str:
-    """The differences, a line each."""
+    """Return a table of differences."""
     lines = [
         f'{"images x size":>15}  {"largest logit":>13}  {"difference":>10}  '
         f'{"limit":>8}  {"other class":>11}'
@@ -177,40 +183,30 @@ def difference_table(differences: Sequence[Difference]) -> str:
     return '\n'.join(lines)
 
 
-def measure(
-    implementations: Mapping[str, Predict], image: Tensor, runs: int = RUNS
-) -> dict[str, list[float]]:
-    """Times implementations in turns, so that all meet the same load of the machine.
+def latency_table(implementations: Mapping[str, Predict], image: Tensor) -> str:
+    """Time implementations in turns, and return a table.
 
     Args:
-        implementations: functions of the image, by name; each runs once to warm up.
+        implementations: functions of the image, by name; speeds are relative to the
+            last one's. Each runs once to warm up.
         image: what they get.
-        runs: timed runs of each.
-
-    Returns:
-        Seconds of each run, by name.
     """
-    seconds = {name: [] for name in implementations}
-    for run in range(runs + 1):
+    seconds: dict[str, list[float]] = {name: [] for name in implementations}
+    for run in range(RUNS + 1):
         for name, predict in implementations.items():
             time.sleep(PAUSE_SECONDS)
             start = time.perf_counter()
             predict(image)
             if run:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def latency_table(seconds: Mapping[str, list[float]]) -> str:
-    """The times, a line each; the ratio is to the last implementation."""
-    *_, last = (statistics.median(times) for times in seconds.values())
+                seconds[name].append(1000 * (time.perf_counter() - start))
+    *_, last = map(statistics.median, seconds.values())
     lines = [
         f'{"CPU":>12}  {"median ms":>9}  {"fastest":>7}  {"slowest":>7}  {"speed":>5}'
     ]
     for name, times in seconds.items():
         median = statistics.median(times)
         lines.append(
-            f'{name:>12}  {1000 * median:9.0f}  {1000 * min(times):7.0f}  '
-            f'{1000 * max(times):7.0f}  {last / median:4.2f}x'
+            f'{name:>12}  {median:9.0f}  {min(times):7.0f}  {max(times):7.0f}  '
+            f'{last / median:4.2f}x'
         )
     return '\n'.join(lines)

@@ -1,4 +1,4 @@
-"""A config's segmentor with a checkpoint's weights, all of them or an error."""
+"""Build a config's segmentor and load a checkpoint, completely or with an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS
-from torch import Tensor
 
 from ..checkpoints.detection import strip_data_parallel
 from ..checkpoints.downloading import fetch, is_url
@@ -20,12 +19,12 @@ from ..checkpoints.reading import Source, read_source
 from ..errors import CheckpointError
 from ..state_dicts import compare, without
 
-# Used in training alone: a checkpoint may lack it, and it would take memory.
+# Not needed for predictions: a checkpoint may lack it, and it would take memory.
 TRAINING_ONLY = ('auxiliary_head',)
 
 
 def build_segmentor(cfg: Config, model_cfg: dict | None = None) -> BaseSegmentor:
-    """Build a segmentor for predictions on any device, without weights.
+    """Build a segmentor for prediction, without weights.
 
     Args:
         cfg: of mmsegmentation's kind.
@@ -37,7 +36,7 @@ def build_segmentor(cfg: Config, model_cfg: dict | None = None) -> BaseSegmentor
     """
     model_cfg = (cfg.model if model_cfg is None else model_cfg).copy()
     model_cfg.update(auxiliary_head=None, train_cfg=None, pretrained=None)
-    # What is pretrained is in the checkpoint.
+    # Pretrained weights are in the checkpoint.
     model_cfg['backbone'] = {**model_cfg['backbone'], 'init_cfg': None}
     scope = cfg.get('default_scope') or 'mmseg'
     with DefaultScope.overwrite_default_scope(scope), without_advice():
@@ -46,7 +45,7 @@ def build_segmentor(cfg: Config, model_cfg: dict | None = None) -> BaseSegmentor
 
 
 def load_weights(segmentor: BaseSegmentor, checkpoint: str | Path) -> Source:
-    """Load the weights of a checkpoint, and let nothing in it run.
+    """Load all weights of a segmentor; nothing in the checkpoint can run.
 
     Args:
         segmentor: of :func:`build_segmentor`.
@@ -56,12 +55,12 @@ def load_weights(segmentor: BaseSegmentor, checkpoint: str | Path) -> Source:
         What was read.
 
     Raises:
-        OSError: there is no such file, or it cannot be downloaded.
+        OSError: the checkpoint does not exist, or cannot be downloaded.
         CheckpointError: it cannot be read, or does not fit the segmentor.
     """
     path = fetch(checkpoint) if is_url(str(checkpoint)) else Path(checkpoint)
     source = read_source(path)
-    state: dict[str, Tensor] = strip_data_parallel(source.state)
+    state = strip_data_parallel(source.state)
     differences = compare(segmentor.state_dict(), state, ignored=TRAINING_ONLY)
     if differences:
         raise CheckpointError(f'{path} does not fit the config: {differences}')
@@ -71,7 +70,7 @@ def load_weights(segmentor: BaseSegmentor, checkpoint: str | Path) -> Source:
 
 @contextlib.contextmanager
 def without_advice() -> Iterator[None]:
-    """Leave out what mmsegmentation advises about losses, which predict nothing."""
+    """Silence mmsegmentation's advice about losses, which predictions do not use."""
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=UserWarning, module=r'mmseg\.')
         warnings.filterwarnings('ignore', 'The shape of value will convert')

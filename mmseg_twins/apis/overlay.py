@@ -1,8 +1,8 @@
-"""Draws a label map over its image, with a legend of the classes in it.
+"""Draw a label map over its image, with a legend of the classes in it.
 
-mmsegmentation's visualizer writes names into the regions, where small ones cover each
-other. At the same result to rounding, what it does with float64 images takes several
-seconds and half a gigabyte at 12 megapixels; here it is a look-up and one blend.
+mmsegmentation's visualizer writes names into the regions, where those of small regions
+cover each other, and works on float64 images, which takes seconds and half a gigabyte
+at 12 megapixels. The colors here are equal to its up to rounding.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-SMALLEST_TEXT = 12  # pixels
-LINE = 1.5  # of the text's size
-FEWEST_LINES = 10
-LONGEST_NAME = 40
+MIN_TEXT_SIZE = 12  # pixels
+LINE_HEIGHT = 1.5  # in units of the text size
+MIN_LINES = 10
+MAX_NAME_LENGTH = 40
 FIGURE_SPACE = '\u2007'  # as wide as a digit
 
 
@@ -32,23 +32,23 @@ def draw_overlay(
     opacity: float = 0.6,
     legend: bool = True,
 ) -> np.ndarray:
-    """Paints classes over an image and lists them beside it, the largest first.
+    """Draw classes over an image and list them beside it, the largest first.
 
     Args:
         image: (H, W, 3) uint8, RGB.
         labels: (H, W), the class of each pixel, counted from 0.
-        classes: Names of the classes.
-        palette: Their colours, RGB from 0 to 255.
-        opacity: Of the paint: 0 shows the image alone, 1 the classes alone.
-        legend: Whether to add the list of names, colours and shares of the pixels.
+        classes: names of the classes.
+        palette: their RGB colors, from 0 to 255.
+        opacity: 0 shows the image alone, 1 the classes alone.
+        legend: whether to add names, colors and shares of the pixels at the right.
 
     Returns:
-        RGB, uint8. The image is at the upper left in its own size, the legend at its
-        right; an image lower than the legend stands on white.
+        (H, W', 3) uint8, RGB, at the image's scale. It is higher than the image, on
+        white, where the legend is.
 
     Raises:
-        ValueError: Image and labels differ in size, a label has no class, or the
-            opacity is none.
+        ValueError: image and labels differ in size, a label has no class, or the
+            opacity is not from 0 to 1.
     """
     if image.shape[:2] != labels.shape:
         raise ValueError(
@@ -57,14 +57,14 @@ def draw_overlay(
     if labels.max() >= len(classes) or len(classes) != len(palette):
         raise ValueError(
             f'labels go up to {labels.max()} for {len(classes)} classes with '
-            f'{len(palette)} colours'
+            f'{len(palette)} colors'
         )
     if not 0 <= opacity <= 1:
-        raise ValueError(f'opacity is {opacity}; it goes from 0 to 1')
-    colours = np.asarray(palette, np.uint8)
-    painted = cv2.addWeighted(image, 1 - opacity, colours[labels], opacity, 0)
+        raise ValueError(f'opacity is {opacity}; give a number from 0 to 1')
+    colors = np.asarray(palette, np.uint8)
+    overlay = cv2.addWeighted(image, 1 - opacity, colors[labels], opacity, 0)
     if not legend:
-        return painted
+        return overlay
     counts = np.bincount(labels.ravel(), minlength=len(classes))
     entries = [
         (classes[index], palette[index], counts[index] / labels.size)
@@ -72,36 +72,37 @@ def draw_overlay(
         if counts[index]
     ]
     panel = draw_legend(entries, len(image))
-    below = len(panel) - len(painted)
-    painted = cv2.copyMakeBorder(
-        painted, 0, below, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255)
+    below = len(panel) - len(overlay)
+    white = (255, 255, 255)
+    overlay = cv2.copyMakeBorder(
+        overlay, 0, below, 0, 0, cv2.BORDER_CONSTANT, value=white
     )
-    return np.hstack([painted, panel])
+    return np.hstack([overlay, panel])
 
 
 def draw_legend(
     entries: Sequence[tuple[str, Sequence[int], float]], height: int
 ) -> np.ndarray:
-    """Draws a legend at a size that suits an image.
+    """Draw a legend, black on white.
 
     Args:
-        entries: Name, RGB colour and share, from 0 to 1, of each class.
-        height: Of the image, in pixels.
+        entries: name, RGB color and share, from 0 to 1, of each class.
+        height: the image's, in pixels.
 
     Returns:
-        (at least ``height``, W, 3) uint8, RGB, black on white.
+        (at least ``height``, W, 3) uint8, RGB.
     """
-    size, columns = _layout(len(entries), height)
+    size, columns = layout(len(entries), height)
     figure = Figure(dpi=72)  # points are pixels
     canvas = FigureCanvasAgg(figure)
     handles = [
         Patch(
-            facecolor=np.divide(colour, 255),
+            facecolor=np.divide(color, 255),
             edgecolor='0.35',
             linewidth=size / 20,
-            label=f'{_percent(share)}  {_shortened(name)}',
+            label=f'{percent(share)}  {shortened(name)}',
         )
-        for name, colour, share in entries
+        for name, color, share in entries
     ]
     legend = figure.legend(
         handles=handles,
@@ -111,7 +112,7 @@ def draw_legend(
         frameon=False,
         handlelength=1.3,
         handleheight=1.0,
-        labelspacing=LINE - 1,
+        labelspacing=LINE_HEIGHT - 1,
         columnspacing=1.2,
         borderaxespad=0,
         borderpad=0.6,
@@ -120,30 +121,35 @@ def draw_legend(
         text.set_parse_math(False)
     extent = legend.get_window_extent(canvas.get_renderer())
     pixels = math.ceil(extent.width), max(height, math.ceil(extent.height))
-    # A hundredth more, so that rounding down takes no pixel off.
+    # A hundredth more, because matplotlib rounds down.
     figure.set_size_inches([(side + 0.01) / figure.dpi for side in pixels])
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def _layout(count: int, height: int) -> tuple[float, int]:
-    """Chooses size of text, in pixels, and columns: two at most, unless text gets tiny.
+def layout(count: int, height: int) -> tuple[float, int]:
+    """Choose the text size, in pixels, and the number of columns.
 
-    A column is as high as the image, or higher where the image is very low.
+    There are at most two columns, unless the text would become too small. A column is
+    as high as the image, or higher if the image is very low.
     """
-    size = max(height / 36, SMALLEST_TEXT)
+    size = max(height / 36, MIN_TEXT_SIZE)
     while True:
-        lines = max(math.floor(height / (LINE * size)) - 1, FEWEST_LINES)
+        lines = max(math.floor(height / (LINE_HEIGHT * size)) - 1, MIN_LINES)
         columns = math.ceil(count / lines)
-        if columns <= 2 or size == SMALLEST_TEXT:
+        if columns <= 2 or size == MIN_TEXT_SIZE:
             return size, columns
-        size = max(0.85 * size, SMALLEST_TEXT)
+        size = max(0.85 * size, MIN_TEXT_SIZE)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Return a share in percent, five characters wide."""
     text = f'{100 * share:.1f}' if share >= 0.0005 else '<0.1'
     return f'{text.rjust(5, FIGURE_SPACE)} %'
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f'{name[: LONGEST_NAME - 1]}…'
+def shortened(name: str) -> str:
+    """Return a name, cut if it is very long."""
+    if len(name) <= MAX_NAME_LENGTH:
+        return name
+    return f'{name[: MAX_NAME_LENGTH - 1]}…'

@@ -1,9 +1,8 @@
-"""A segmentor with a checkpoint's weights, ready to predict image files.
+"""Predict image files with a segmentor.
 
-What mmsegmentation's ``init_model`` and ``MMSegInferencer`` do, with three
-differences: weights that do not fit the config are an error instead of a line in the
-log, a checkpoint is read once and never lets anything in it run, and test-time
-augmentation works.
+Unlike mmsegmentation's ``init_model`` and ``MMSegInferencer``, weights that do not fit
+the config are an error instead of a line in the log, nothing in a checkpoint can run,
+and test-time augmentation works.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 from ..checkpoints.dataset_meta import find_dataset_meta
+from ..errors import SettingError
 from .loading import build_segmentor, load_weights, without_advice
 
 DEVICES = ('auto', 'cpu', 'cuda')
@@ -27,16 +27,16 @@ LOADER = 'LoadImageFromFile'
 
 
 class PredictionError(RuntimeError):
-    """An image that cannot be read or predicted; the message is the reason."""
+    """An image cannot be read or predicted; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model makes of an image.
+    """The prediction for an image.
 
     Args:
-        image: (H, W, 3) uint8, RGB, as the model's pipeline has read it.
-        labels: (H, W) uint8, or uint16 where there are more than 256 classes. Classes
+        image: (H, W, 3) uint8, RGB, as the pipeline has read it.
+        labels: (H, W) uint8, or uint16 if there are more than 256 classes. Classes
             count from 0, and every pixel has one.
     """
 
@@ -45,22 +45,25 @@ class Prediction:
 
 
 class Predictor:
-    """Predicts image files.
+    """Predict image files.
 
     Args:
-        cfg: Config of mmsegmentation's kind. With a ``module`` in its model, as
-            :func:`mmseg_twins.cli.common.use_test_time_augmentation` leaves it, predictions
-            are averaged over the augmentations of its test pipeline.
-        checkpoint: Path or http(s) URL of a segmentor's weights.
-        device: ``'auto'`` is a CUDA GPU where there is one, or ``'cpu'``, ``'cuda'``.
+        cfg: of mmsegmentation's kind. If its model is a ``SegTTAModel`` with the
+            segmentor as ``module``, predictions are averaged over the augmentations of
+            the test pipeline.
+        checkpoint: path or http(s) URL of a segmentor's weights.
+        device: ``'auto'``, which is a CUDA GPU if there is one, ``'cpu'`` or
+            ``'cuda'``.
 
     Attributes:
-        model: The segmentor; its ``dataset_meta`` has ``classes`` and ``palette``.
+        model: the segmentor.
+        classes: names of the classes, in the order of the labels.
+        palette: their RGB colors.
 
     Raises:
-        ValueError: There is no such device, the checkpoint cannot be read or does not
+        ValueError: there is no such device, the checkpoint cannot be read or does not
             fit the config, or the config lacks what prediction needs.
-        OSError: The checkpoint is not there.
+        OSError: the checkpoint does not exist or cannot be downloaded.
 
     Example:
         >>> predictor = Predictor(Config.fromfile(config), 'iter_160000.pth')
@@ -73,40 +76,29 @@ class Predictor:
     ) -> None:
         device = choose_device(device)
         init_default_scope(cfg.get('default_scope') or 'mmseg')
-        self._load, self._transform = _build_pipelines(cfg)
-        augmentation = cfg.model if 'module' in cfg.model else None
+        self._load, self._transform = build_pipelines(cfg)
         model = build_segmentor(cfg, cfg.model.get('module', cfg.model))
         source = load_weights(model, checkpoint)
         model.dataset_meta = find_dataset_meta(cfg, source.meta, model.num_classes)
-        self.model = model.to(device).eval()
+        self.classes: tuple[str, ...] = model.dataset_meta['classes']
+        self.palette: list[tuple[int, int, int]] = model.dataset_meta['palette']
+        self.model = model.to(device)
         self._tester = self.model
-        if augmentation is not None:
-            self._tester = MODELS.build({**augmentation, 'module': self.model})
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the labels."""
-        return self.model.dataset_meta['classes']
-
-    @property
-    def palette(self) -> list[tuple[int, int, int]]:
-        """RGB colours of the classes, in the same order."""
-        return self.model.dataset_meta['palette']
+        if 'module' in cfg.model:
+            self._tester = MODELS.build({**cfg.model, 'module': self.model})
 
     def __call__(self, path: str | Path) -> Prediction:
-        """Predicts an image.
-
-        Args:
-            path: The file, of a kind that the pipeline's loader reads.
+        """Predict an image file.
 
         Raises:
-            PredictionError: It cannot be read, or the model cannot take it.
+            PredictionError: the file cannot be read, or the model does not take the
+                image.
         """
         try:
             sample = self._load({'img_path': str(path)})
-        # Of a damaged file, mmcv raises whatever its decoder stumbles over.
+        # mmcv raises different errors for damaged files.
         except (OSError, AssertionError, AttributeError, cv2.error) as error:
-            reason = getattr(error, 'strerror', None) or 'no image that can be decoded'
+            reason = getattr(error, 'strerror', None) or 'it cannot be decoded'
             raise PredictionError(reason) from error
         image = cv2.cvtColor(sample['img'].astype(np.uint8), cv2.COLOR_BGR2RGB)
         try:
@@ -116,64 +108,58 @@ class Predictor:
         except (RuntimeError, ValueError, cv2.error) as error:
             height, width = image.shape[:2]
             raise PredictionError(
-                f'the model cannot take it at {width}x{height} '
+                f'the model does not take {width}x{height} px '
                 f'({str(error).strip().splitlines()[0]})'
             ) from error
         labels = result.pred_sem_seg.data.squeeze(0).cpu().numpy()
-        kind = np.uint8 if len(self.classes) <= 256 else np.uint16
-        return Prediction(image, labels.astype(kind))
+        dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
+        return Prediction(image, labels.astype(dtype))
 
 
 def choose_device(name: str) -> str:
-    """Finds the device to predict on.
-
-    Args:
-        name: One of ``DEVICES``.
-
-    Returns:
-        ``'cpu'`` or ``'cuda'``.
+    """Return the device to predict on, ``'cpu'`` or ``'cuda'``.
 
     Raises:
-        ValueError: It is another, or PyTorch finds no such device.
+        ValueError: ``name`` is not one of ``DEVICES``, or PyTorch finds no GPU.
     """
     if name not in DEVICES:
-        raise ValueError(f'device is {name!r}; it can be {", ".join(DEVICES)}')
+        raise SettingError(f'device={name!r}; give one of {", ".join(DEVICES)}')
     if name == 'auto':
         return 'cuda' if torch.cuda.is_available() else 'cpu'
     if name == 'cuda' and not torch.cuda.is_available():
-        raise ValueError(
-            'device is cuda, and PyTorch finds no CUDA GPU here; take cpu, or see '
-            'what `python -m mmseg_twins` says'
+        raise SettingError(
+            "device='cuda', but PyTorch finds no CUDA GPU; give 'cpu', or run `python "
+            '-m mmseg_twins` to diagnose your installation'
         )
     return name
 
 
-def _build_pipelines(cfg: Config) -> tuple[Compose, Compose]:
-    """The test pipeline in two parts: its loader, which gives the image, and the rest.
+def build_pipelines(cfg: Config) -> tuple[Compose, Compose]:
+    """Build the test pipeline's loader of images, and the rest.
 
     Raises:
-        ValueError: There is none that loads image files.
+        ValueError: there is no pipeline that loads image files.
     """
     loader = cfg.get('test_dataloader') or {}
     steps = loader.get('dataset', {}).get('pipeline')
     if not steps or steps[0]['type'] != LOADER:
-        raise ValueError(
+        raise SettingError(
             'config: prediction needs a test_dataloader.dataset.pipeline that begins '
             f'with {LOADER}'
         )
-    return Compose([steps[0]]), Compose(_without_annotations(steps[1:]))
+    return Compose([steps[0]]), Compose(without_annotations(steps[1:]))
 
 
-def _without_annotations(steps: list) -> list:
-    """Leaves out of a pipeline what loads annotations, inside augmentations too."""
+def without_annotations(steps: list) -> list:
+    """Return a pipeline without what loads annotations, inside augmentations too."""
     kept = []
     for step in steps:
         if isinstance(step, (list, tuple)):
-            if not (step := _without_annotations(step)):
+            if not (step := without_annotations(step)):
                 continue
         elif step['type'].startswith('Load'):
             continue
         elif 'transforms' in step:
-            step = {**step, 'transforms': _without_annotations(step['transforms'])}
+            step = {**step, 'transforms': without_annotations(step['transforms'])}
         kept.append(step)
     return kept

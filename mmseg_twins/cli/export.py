@@ -30,13 +30,11 @@ from ..apis.exported import (
     RUNS,
     SIZES,
     DifferenceError,
-    Predict,
     compare,
     difference_table,
     latency_table,
     load_onnx,
     load_program,
-    measure,
     predict_logits,
 )
 from ..apis.loading import build_segmentor, load_weights
@@ -46,11 +44,10 @@ from . import common as cli
 DESCRIPTION = """\
 Export a segmentor to one file: ONNX, or torch.export's .pt2.
 
-The graph takes an image and returns the logits of its pixels, bilinearly upsampled to
-the image as mmsegmentation's predict does, or their classes. It is compared with the
-segmentor in PyTorch before OUT appears. With --dynamic one file is right for any
-number and size of images. PCPVT and SVT of mmseg_twins with UPerHead or FPNHead can be
-exported; the auxiliary head is left out.
+The graph maps images to logits, bilinearly upsampled to the images' size as
+mmsegmentation's predict does, or to classes. Before OUT appears, its results are
+compared with PyTorch's. With --dynamic, one file takes any number and size of images.
+Auxiliary heads are left out.
 """
 EPILOG = """\
 examples:
@@ -60,16 +57,16 @@ examples:
   python tools/export_onnx.py configs/NAME.py none NAME.onnx --latency
 
 exit status: 0 if OUT was written and the check passed; 1 if the check did not pass, and
-nothing was written; 2 for wrong arguments or files.
+nothing was written; 2 for invalid arguments or files.
 """
-#: Stands for a checkpoint, for random weights.
+#: In place of a checkpoint: random weights.
 NO_CHECKPOINT = 'none'
 SUFFIXES = ('.onnx', '.pt2')
 OPSETS = range(18, 24)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Makes the parser of the command line."""
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog='export_onnx.py',
         description=DESCRIPTION,
@@ -79,12 +76,9 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_config_arguments(parser)
     parser.add_argument(
         'checkpoint',
-        help=f'path or URL of the checkpoint, or `{NO_CHECKPOINT}` for random weights '
-        '(to try the speed)',
+        help=f'path or URL of the checkpoint, or `{NO_CHECKPOINT}` for random weights',
     )
-    parser.add_argument(
-        'out', metavar='OUT', help='the file to write; ends in .onnx or .pt2'
-    )
+    parser.add_argument('out', metavar='OUT', help='output file, .onnx or .pt2')
     parser.add_argument(
         '--output',
         choices=OUTPUTS,
@@ -95,89 +89,90 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--dynamic',
         action='store_true',
-        help='leave number, height and width of the images open',
+        help='accept any number, height and width of images',
     )
     parser.add_argument(
         '--size',
-        type=int,
+        type=positive,
         nargs=2,
         default=(512, 512),
         metavar=('H', 'W'),
-        help='height and width of the images in pixels; with --dynamic those that are '
-        'checked first and timed (default: 512 512)',
+        help='height and width of the images in pixels; with --dynamic, only for the '
+        'first check and --latency (default: 512 512)',
     )
     parser.add_argument(
         '--batch-size',
-        type=int,
+        type=positive,
         default=1,
         metavar='N',
-        help='number of images at once; with --dynamic as --size (default: 1)',
+        help='number of images; with --dynamic as for --size (default: 1)',
     )
     parser.add_argument(
         '--embed-preprocessing',
         action='store_true',
         help="take uint8 RGB images (N, H, W, 3) and normalize them with the config's "
-        'mean and std inside the graph; without it the input is float32 (N, 3, H, W), '
-        'normalized',
+        'mean and std inside the graph; without this option, the input is float32 '
+        '(N, 3, H, W), normalized',
     )
     parser.add_argument(
         '--opset',
         type=int,
         choices=OPSETS,
         metavar='N',
-        help=f"version of ONNX's operators, {OPSETS[0]} to {OPSETS[-1]} (default: the "
-        "exporter's choice)",
+        help=f'ONNX opset version, {OPSETS[0]} to {OPSETS[-1]} (default: chosen by '
+        'PyTorch)',
     )
     parser.add_argument(
         '--latency',
         action='store_true',
         help=f'time the file and PyTorch on the CPU, {RUNS} runs each in turns',
     )
-    parser.add_argument('--force', action='store_true', help='replace OUT if it exists')
+    parser.add_argument(
+        '--force', action='store_true', help='overwrite OUT if it exists'
+    )
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
+def positive(value: str) -> int:
+    """Parse a positive integer."""
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f'{value!r} is no positive integer')
+    return int(value)
 
-    Args:
-        argv: arguments; None for those of the process.
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
 
     Returns:
-        The exit status: 0, or 1 if the file does not compute what the segmentor does.
+        The exit status.
 
     Raises:
-        SystemExit: with status 2 for arguments and files that are none.
+        SystemExit: with status 1 if the check does not pass, and 2 for invalid
+            arguments or files.
     """
     parser = make_parser()
     args = parser.parse_args(argv)
+    path = Path(args.out)
     with cli.one_sentence_errors(parser), warnings.catch_warnings():
-        # Those of mmsegmentation and PyTorch are about their own affairs.
-        warnings.simplefilter('ignore')
-        path = Path(args.out)
+        warnings.simplefilter('ignore')  # of mmsegmentation and PyTorch
         check_writable(path, force=args.force, suffixes=SUFFIXES)
         if path.suffix == '.onnx':
             require_deploy()
         elif args.opset is not None:
             raise ValueError('--opset: only ONNX has opsets, and OUT ends in .pt2')
-        if args.batch_size < 1:
-            raise ValueError(f'--batch-size: {args.batch_size}; give 1 or more')
         cfg = cli.read_config(args)
         use_package_heads(cfg)
         segmentor = build_segmentor(cfg)
         if args.checkpoint == NO_CHECKPOINT:
-            torch.manual_seed(0)
             with quiet():
+                torch.manual_seed(0)
                 segmentor.init_weights()
+            print('weights: random')
         else:
-            cli.require_checkpoint(args.checkpoint)
-            load_weights(segmentor, args.checkpoint)
+            load_weights(segmentor, cli.require_checkpoint(args.checkpoint))
         form = prepare(
-            segmentor,
-            output=args.output,
-            embed_preprocessing=args.embed_preprocessing,
+            segmentor, output=args.output, embed_preprocessing=args.embed_preprocessing
         )
-        check_size(segmentor, args.size)
         metadata = describe_model(
             cfg,
             segmentor,
@@ -185,8 +180,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             output=args.output,
             embed_preprocessing=args.embed_preprocessing,
         )
-        if args.checkpoint == NO_CHECKPOINT:
-            print('weights: random')
         try:
             with replacing(path, force=args.force) as temporary:
                 export(args, path.suffix, temporary, segmentor, form, metadata)
@@ -198,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep mmengine's reports on each parameter from the user."""
+    """Silence mmengine's report on each parameter."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel('WARNING')
@@ -206,19 +199,6 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def check_size(segmentor: EncoderDecoder, size: Sequence[int]) -> None:
-    """Checks that the backbone takes images of a size.
-
-    Raises:
-        ValueError: it does not.
-    """
-    least = segmentor.backbone.sizes.min_image_side
-    if min(size) < least:
-        raise ValueError(
-            f'--size: {size[0]} {size[1]}; both sides need at least {least} px'
-        )
 
 
 def export(
@@ -229,12 +209,15 @@ def export(
     form: ExportForm,
     metadata: dict[str, str],
 ) -> None:
-    """Writes the file, compares it with the segmentor, and times it if that is asked.
+    """Write the file, compare it with the segmentor, and time both if asked to.
 
     Raises:
         DifferenceError: the file does not compute what the segmentor does.
     """
     start, (height, width) = time.perf_counter(), args.size
+    given = (args.batch_size, height, width)
+    image = example_image(form, *given)
+    predict_logits(segmentor, form, image)  # an image that is too small ends here
     program = trace(
         form, batch=args.batch_size, height=height, width=width, dynamic=args.dynamic
     )
@@ -245,27 +228,7 @@ def export(
         write_program(program, path, metadata)
         predict, name = load_program(path), 'torch.export'
     print(f'exported in {time.perf_counter() - start:.0f} s')
-    given = (args.batch_size, height, width)
-    check(predict, segmentor, form, (given, *(SIZES if args.dynamic else ())))
-    if args.latency:
-        plain = partial(predict_logits, segmentor, form)
-        seconds = measure(
-            {name: predict, 'PyTorch': plain}, example_image(form, *given)
-        )
-        print(latency_table(seconds))
-
-
-def check(
-    predict: Predict,
-    segmentor: EncoderDecoder,
-    form: ExportForm,
-    sizes: Sequence[tuple[int, int, int]],
-) -> None:
-    """Compares the file with the segmentor at every size and prints the table.
-
-    Raises:
-        DifferenceError: a difference is above its limit.
-    """
+    sizes = (given, *(SIZES if args.dynamic else ()))
     differences = [compare(predict, segmentor, form, size) for size in sizes]
     print(difference_table(differences))
     wrong = sum(not one.passes for one in differences)
@@ -273,3 +236,6 @@ def check(
         raise DifferenceError(
             f'the file differs from the segmentor at {wrong} of {len(sizes)} sizes'
         )
+    if args.latency:
+        plain = partial(predict_logits, segmentor, form)
+        print(latency_table({name: predict, 'PyTorch': plain}, image))
