@@ -13,11 +13,10 @@ from mmengine.registry import DefaultScope
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS
 
-from ..checkpoints.detection import strip_data_parallel
 from ..checkpoints.downloading import fetch, is_url
 from ..checkpoints.reading import Source, read_source
 from ..errors import CheckpointError
-from ..state_dicts import compare, without
+from ..state_dicts import compare, strip_data_parallel, without
 
 # Not needed for predictions: a checkpoint may lack it, and it would take memory.
 TRAINING_ONLY = ('auxiliary_head',)
