@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
@@ -14,12 +13,6 @@ OPTIMIZER = dict(type='SGD', lr=0.1)
 
 def wrapper_for(model: nn.Module, **options):
     return build_optim_wrapper(model, dict(optimizer=OPTIMIZER, **options))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason='is for machines without a GPU')
-def test_mmengines_wrapper_needs_a_gpu():
-    with pytest.raises(AssertionError, match='only available training on gpu'):
-        wrapper_for(nn.Linear(2, 2), type='AmpOptimWrapper', dtype='bfloat16')
 
 
 def test_forward_is_bf16_and_everything_that_stays_is_fp32():

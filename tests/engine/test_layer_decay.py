@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
+from builders import FAMILIES, SIZES, VARIANTS
 from mmseg_twins.engine import layer_decay
-from mmseg_twins.models.backbones import PCPVT, SVT
+from mmseg_twins.errors import SettingError
 
-FAMILIES = {'PCPVT': PCPVT, 'SVT': SVT}
-DEPTHS = {
-    ('PCPVT', 'small'): (3, 4, 6, 3),
-    ('PCPVT', 'base'): (3, 4, 18, 3),
-    ('PCPVT', 'large'): (3, 8, 27, 3),
-    ('SVT', 'small'): (2, 2, 10, 4),
-    ('SVT', 'base'): (2, 2, 18, 2),
-    ('SVT', 'large'): (2, 2, 18, 2),
-}
+ARCHS = {'s': 'small', 'b': 'base', 'l': 'large'}
 LR, DECAY = 6e-5, 0.01
-every_size = pytest.mark.parametrize(('family', 'arch'), DEPTHS)
+every_variant = pytest.mark.parametrize('variant', VARIANTS)
 
 
 class Segmentor(nn.Module):
@@ -34,9 +28,10 @@ class Segmentor(nn.Module):
         self.decode_head = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
 
 
-def make(family: str, arch: str, **kwargs) -> Segmentor:
+def make(variant: str, **kwargs) -> Segmentor:
+    family, _, size = variant.partition('-')
     with torch.device('meta'):
-        return Segmentor(FAMILIES[family](arch=arch, **kwargs))
+        return Segmentor(FAMILIES[family.upper()](arch=ARCHS[size], **kwargs))
 
 
 def optimizer_of(model: nn.Module, **paramwise) -> torch.optim.Optimizer:
@@ -81,9 +76,9 @@ def layer(name: str, depths: tuple[int, ...]) -> int:
     return 1 + blocks.index(block)
 
 
-@every_size
-def test_rates_are_those_that_the_names_say(family: str, arch: str):
-    model, depths = make(family, arch), DEPTHS[family, arch]
+@every_variant
+def test_rates_are_those_that_the_names_say(variant: str):
+    model, depths = make(variant), SIZES[variant].depths
     found = settings(model, decay_rate=0.8)
 
     assert found.keys() == {name for name, _ in model.named_parameters()}
@@ -93,9 +88,9 @@ def test_rates_are_those_that_the_names_say(family: str, arch: str):
         assert weight_decay == DECAY
 
 
-@every_size
-def test_norms_and_position_encodings_keep_their_weight_decay(family: str, arch: str):
-    model = make(family, arch)
+@every_variant
+def test_norms_and_position_encodings_keep_their_weight_decay(variant: str):
+    model = make(variant)
     paramwise = dict(
         norm_decay_mult=0.0, custom_keys={'position_encodings': dict(decay_mult=0.0)}
     )
@@ -118,8 +113,8 @@ def test_norms_and_position_encodings_keep_their_weight_decay(family: str, arch:
 
 
 def test_equal_settings_share_a_group():
-    model = make('SVT', 'small')
-    blocks = sum(DEPTHS['SVT', 'small'])
+    model = make('svt-s')
+    blocks = sum(SIZES['svt-s'].depths)
 
     assert len(optimizer_of(model, decay_rate=0.9).param_groups) == blocks + 2
     groups = optimizer_of(model, decay_rate=0.9, norm_decay_mult=0.0).param_groups
@@ -128,7 +123,7 @@ def test_equal_settings_share_a_group():
 
 
 def test_multipliers_of_custom_keys_come_on_top():
-    model = make('PCPVT', 'small')
+    model = make('pcpvt-s')
     found = settings(model, decay_rate=0.5, custom_keys={'head': dict(lr_mult=10.0)})
 
     assert found['decode_head.0.weight'][0] == pytest.approx(10 * LR)
@@ -136,14 +131,14 @@ def test_multipliers_of_custom_keys_come_on_top():
 
 
 def test_frozen_parameters_are_left_out():
-    found = settings(make('SVT', 'small', frozen_stages=2), decay_rate=0.9)
+    found = settings(make('svt-s', frozen_stages=2), decay_rate=0.9)
 
     assert not [name for name in found if re.match(r'backbone\.\w+\.[01]\.', name)]
     assert [name for name in found if name.startswith('backbone.layers.2.0.')]
 
 
 def test_a_shared_parameter_is_optimized_once():
-    model = make('SVT', 'small')
+    model = make('svt-s')
     model.twin = nn.Conv2d(8, 8, 1, device='meta')
     model.twin.weight = model.decode_head[0].weight
 
@@ -156,7 +151,7 @@ def test_layers_are_found_whatever_wrappers_call_the_parameters():
             super().__init__()
             self._wrapped = module
 
-    plain, wrapped = make('SVT', 'small'), make('SVT', 'small')
+    plain, wrapped = make('svt-s'), make('svt-s')
     stage = wrapped.backbone.layers[2]
     stage[3] = Wrapper(stage[3])
     expected = settings(plain, decay_rate=0.9)
@@ -165,20 +160,12 @@ def test_layers_are_found_whatever_wrappers_call_the_parameters():
     assert {name.replace('_wrapped.', ''): v for name, v in found.items()} == expected
 
 
-def test_a_parameter_of_no_known_layer_is_named():
-    model = make('SVT', 'small')
-    model.backbone.extra = nn.Linear(2, 2, device='meta')
-
-    with pytest.raises(ValueError, match="does not know .* 'extra.weight' belongs to"):
-        layer_decay.number_layers([model.backbone])
-
-
 def test_the_log_lists_rates_and_what_they_are_for(monkeypatch):
     logged = []
     monkeypatch.setattr(
         layer_decay, 'print_log', lambda text, logger: logged.append(text)
     )
-    settings(make('SVT', 'small'), decay_rate=0.9)
+    settings(make('svt-s'), decay_rate=0.9)
 
     (text,) = logged
     rows = [line.split(maxsplit=4) for line in text.splitlines()[2:]]
@@ -191,19 +178,33 @@ def test_the_log_lists_rates_and_what_they_are_for(monkeypatch):
 @pytest.mark.parametrize('rate', [None, 0, -0.1, 1.01, 'high', True, float('nan')])
 def test_rates_that_are_no_decay_are_refused(rate):
     paramwise = {} if rate is None else dict(decay_rate=rate)
-    with pytest.raises(ValueError, match='decay_rate=.*above 0 and up to 1'):
-        optimizer_of(make('SVT', 'small'), **paramwise)
+    with pytest.raises(SettingError, match='decay_rate=.*above 0 and up to 1'):
+        optimizer_of(make('svt-s'), **paramwise)
 
 
-def test_a_model_without_twins_is_refused_in_one_sentence():
-    with pytest.raises(ValueError, match='this Sequential has none; leave out'):
-        optimizer_of(nn.Sequential(nn.Linear(2, 2)), decay_rate=0.9)
+def with_an_unknown_part() -> nn.Module:
+    model = make('svt-s')
+    model.backbone.extra = nn.Linear(2, 2, device='meta')
+    return model
 
 
-def test_backbones_of_two_depths_are_refused():
-    model = nn.ModuleList([make('SVT', 'small'), make('SVT', 'base')])
-    with pytest.raises(ValueError, match='some of 18 and 24 blocks'):
-        optimizer_of(model, decay_rate=0.9)
+@pytest.mark.parametrize(
+    ('model', 'says'),
+    [
+        (
+            lambda: nn.Sequential(nn.Linear(2, 2)),
+            'this Sequential has none; leave out',
+        ),
+        (
+            lambda: nn.ModuleList([make('svt-s'), make('svt-b')]),
+            'some of 18 and 24 blocks',
+        ),
+        (with_an_unknown_part, "does not know .* 'extra.weight' belongs to"),
+    ],
+)
+def test_models_that_it_is_not_for_are_refused(model: Callable, says: str):
+    with pytest.raises(SettingError, match=says):
+        optimizer_of(model(), decay_rate=0.9)
 
 
 def test_a_missing_learning_rate_is_named():
@@ -212,5 +213,5 @@ def test_a_missing_learning_rate_is_named():
         optimizer=dict(type='AdamW'),
         paramwise_cfg=dict(decay_rate=0.9),
     )
-    with pytest.raises(ValueError, match='optim_wrapper.optimizer.lr'):
-        build_optim_wrapper(make('SVT', 'small'), cfg)
+    with pytest.raises(SettingError, match='optim_wrapper.optimizer.lr'):
+        build_optim_wrapper(make('svt-s'), cfg)
