@@ -35,10 +35,6 @@ CHECKOUT_ONLY = (
     'tools/demo/*',
 )
 
-# The stamp of every file in the wheel, so that equal sources give equal wheels: the
-# earliest time that a zip archive can hold.
-os.environ.setdefault('SOURCE_DATE_EPOCH', '315532800')
-
 # mmcv and mmcv-lite install the same files and overwrite each other, so neither may
 # come along by itself: it is chosen with the extra `lite` or `full`.
 MMCV_RANGE = '>=2.1.0,<2.2.0'
@@ -103,7 +99,7 @@ def mim_files() -> list[Path]:
 
 
 def link_mim_parts() -> None:
-    """Link ``MIM_PARTS`` into the source tree's ``.mim``; copies without symlinks."""
+    """Link ``MIM_PARTS`` into the source tree's ``.mim``, or copy without symlinks."""
     folder = ROOT / PACKAGE / '.mim'
     folder.mkdir(exist_ok=True)
     for part in MIM_PARTS:
@@ -115,45 +111,30 @@ def link_mim_parts() -> None:
         try:
             target.symlink_to(os.path.relpath(source, folder), source.is_dir())
         except OSError:  # Windows without the right to make symlinks
-            if source.is_dir():
-                shutil.copytree(source, target)
-            else:
-                shutil.copy2(source, target)
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
 
 
 class BuildPy(build_py):
-    """Adds the files under ``.mim``: copied to a wheel, linked by an editable one."""
+    """Add the files under ``.mim``: copied into a wheel, linked by an editable one."""
 
     def run(self) -> None:
         """Build the package and what belongs under ``.mim``."""
-        if self.editable_mode:
-            super().run()
-            link_mim_parts()
-            return
-        # What an earlier build left there, of files that are gone since, would
-        # otherwise be in the wheel too.
-        built = Path(self.build_lib, PACKAGE).resolve()
-        if built != ROOT / PACKAGE:
+        built = Path(self.build_lib, PACKAGE)
+        if not self.editable_mode and built.resolve() != ROOT / PACKAGE:
+            # A wheel would carry what an earlier build left there.
             shutil.rmtree(built, ignore_errors=True)
         super().run()
+        if self.editable_mode:
+            link_mim_parts()
+            return
         for file in mim_files():
-            target = self._mim_target(file)
+            target = built / '.mim' / file
             self.mkpath(str(target.parent))
             self.copy_file(str(ROOT / file), str(target))
 
-    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        """List the files that a build writes."""
-        outputs = super().get_outputs(include_bytecode)
-        if self.editable_mode:
-            return outputs
-        return outputs + [str(self._mim_target(file)) for file in mim_files()]
-
-    def _mim_target(self, file: Path) -> Path:
-        return Path(self.build_lib, PACKAGE, '.mim', file)
-
 
 class EditableWheel(editable_wheel):
-    """Lets mim and mmengine find the source tree of an editable install.
+    """Let mim and mmengine find the source tree of an editable install.
 
     Their ``get_installed_path`` joins the folder that holds the metadata
     (site-packages) with the package's name and, as no such folder is there, with the
