@@ -46,7 +46,7 @@ REDUCED = {
         'PRETRAIN STORE': 'alt_gvt_small.pth work_dirs/svt-s.pth',
     },
     'docs/benchmarks.md': {
-        'python tools/benchmark.py\n': f'python tools/benchmark.py{LOOK}\n',
+        'analysis_tools/benchmark.py\n': f'analysis_tools/benchmark.py{LOOK}\n',
         ' --runs 3 --warmup 1': LOOK,
         ' --runs 5 --warmup 1': LOOK,
         ' --runs 7 --warmup 1': LOOK,

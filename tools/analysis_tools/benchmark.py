@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mmseg_twins.checkpoints.writing import check_writable, replacing
+from mmseg_twins.cli import common as cli
 from mmseg_twins.errors import SettingError
 
 DESCRIPTION = """\
@@ -329,19 +330,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     arguments = sys.argv[1:] if argv is None else argv
     command = shlex.join(['python', 'tools/analysis_tools/benchmark.py', *arguments])
+    with cli.one_sentence_errors(parser):
+        cases, settings = prepare(args)
     # Ends the processes of a measurement, too.
     earlier = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        cases, settings = prepare(args)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # mmsegmentation's and mmengine's
             run(args, cases, settings, command)
-    except (BenchmarkError, KeyboardInterrupt) as error:
+    except (BenchmarkError, OSError, KeyboardInterrupt) as error:
         message = str(error) or 'interrupted'
         print(f'{parser.prog}: error: {message}', file=sys.stderr)
-        return 1 if isinstance(error, BenchmarkError) else 130
-    except (SettingError, OSError) as error:
-        parser.exit(2, f'{parser.prog}: error: {error}\n')
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
     finally:
         signal.signal(signal.SIGTERM, earlier)
     return 0

@@ -245,7 +245,7 @@ def make_gradients(maps: Sequence[Tensor], seed: int) -> list[Tensor]:
 def make_optimizer(model: nn.Module, cfg: Config, job: Job) -> OptimWrapper:
     """Build the optimizer of a config, with loss scaling for fp16."""
     settings = cfg.optim_wrapper.copy()
-    if job.case.dtype == 'fp16':
+    if job.case.dtype == 'fp16' and job.settings.device == 'cuda':
         # Starts low, so that no step of the measurement is skipped for an overflow.
         scale = dict(init_scale=float(CHECK_LOSS_SCALE))
         settings.update(type='AmpOptimWrapper', dtype='float16', loss_scale=scale)
