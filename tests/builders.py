@@ -531,6 +531,7 @@ def tiny_config(
     stages: int = 4,
     align_corners: bool = False,
     depths: Sequence[int] = (2, 1, 1, 1),
+    pool_scales: Sequence[int] = (1, 2, 3, 6),
 ) -> dict:
     """A segmentor's config of narrow layers; Semantic FPN has its neck."""
     dims = DIMS[:stages]
@@ -548,7 +549,7 @@ def tiny_config(
         shared |= dict(in_channels=[8] * stages, feature_strides=[4, 8, 16, 32])
     else:
         neck = None
-        shared |= dict(in_channels=dims, pool_scales=(1, 2, 3, 6))
+        shared |= dict(in_channels=dims, pool_scales=pool_scales)
     return dict(
         type='EncoderDecoder',
         data_preprocessor=dict(
@@ -571,3 +572,62 @@ def tiny_config(
         decode_head=shared,
         test_cfg=dict(mode='whole'),
     )
+
+
+CLASSES_OF_THREE = ('sky', 'a$b$', 'road')
+PALETTE_OF_THREE = ((10, 20, 200), (250, 0, 120), (90, 160, 30))
+# A tiny segmentor of three classes, for predictions.
+PREDICTION_CONFIG = """
+custom_imports = dict(imports=['mmseg_twins'], allow_failed_imports=False)
+default_scope = 'mmseg'
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+head = dict(
+    type='FCNHead',
+    in_channels=32,
+    in_index=3,
+    channels=8,
+    num_convs=1,
+    norm_cfg=norm_cfg,
+    num_classes=3,
+)
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor',
+        mean=[120.0, 120.0, 120.0],
+        std=[60.0, 60.0, 60.0],
+        bgr_to_rgb=True,
+        test_cfg=dict(size_divisor=32),
+    ),
+    backbone=dict(
+        type='mmseg_twins.SVT',
+        arch='small',
+        embed_dims=[8, 16, 24, 32],
+        num_heads=[1, 2, 3, 4],
+        depths=[2, 1, 1, 1],
+    ),
+    decode_head=head,
+    auxiliary_head=dict(head, num_convs=2),
+    test_cfg=dict(mode='whole'),
+)
+image = dict(type='LoadImageFromFile')
+resize = dict(type='Resize', scale=(128, 64), keep_ratio=True)
+labels = dict(type='LoadAnnotations')
+pack = dict(type='PackSegInputs')
+test_pipeline = [image, resize, labels, pack]
+test_dataloader = dict(dataset=dict(type='BaseSegDataset', pipeline=test_pipeline))
+visualizer = dict(type='SegLocalVisualizer', name='visualizer')
+tta_model = dict(type='SegTTAModel')
+tta_pipeline = [
+    image,
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [resize, dict(type='Resize', scale=(192, 96), keep_ratio=True)],
+            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+            [labels],
+            [pack],
+        ],
+    ),
+]
+"""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, ConfigDict
@@ -20,9 +21,19 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
+from PIL import Image
 from scene_folder import write_scenes
 
-from builders import random_state, shapes_of, small_demo, tiny_config, train_demo
+from builders import (
+    CLASSES_OF_THREE,
+    PALETTE_OF_THREE,
+    PREDICTION_CONFIG,
+    random_state,
+    shapes_of,
+    small_demo,
+    tiny_config,
+    train_demo,
+)
 
 NO_NETWORK = Path(__file__).parent / 'no_network'
 CLOSED = 'http://127.0.0.1:9'  # for programs other than Python: nothing answers there
@@ -156,3 +167,31 @@ def demo(scenes: Path) -> Config:
 def train(demo: Config, tmp_path: Path) -> Train:
     """Trains in a folder of the test, with settings replaced."""
     return partial(train_demo, demo, tmp_path)
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config and a checkpoint of random weights."""
+    folder = tmp_path_factory.mktemp('model')
+    (folder / 'config.py').write_text(PREDICTION_CONFIG)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(Config.fromfile(folder / 'config.py').model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    meta = {'dataset_meta': dict(classes=CLASSES_OF_THREE, palette=PALETTE_OF_THREE)}
+    torch.save({'meta': meta, 'state_dict': model.state_dict()}, folder / 'weights.pth')
+    return folder
+
+
+@pytest.fixture
+def pictures(trained: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A folder with `config.py`, `weights.pth` and two images, to work in."""
+    for index, name in enumerate(('b.png', 'a.png')):
+        noise = np.random.default_rng(index).integers(256, size=(5, 6, 3))
+        Image.fromarray(noise.astype(np.uint8)).resize((90, 70)).save(tmp_path / name)
+    for name in ('config.py', 'weights.pth'):
+        (tmp_path / name).symlink_to(trained / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

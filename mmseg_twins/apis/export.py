@@ -23,6 +23,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from .. import ops
 from ..checkpoints.dataset_meta import configured_meta
@@ -255,9 +256,11 @@ def trace(
             f'PyTorch cannot trace this model{" for open sizes" if dynamic else ""}: '
             f'{first_line(error)}'
         ) from error
-    # Guards are stricter than the graph: they reject sizes at which an open dimension
-    # is 1, although nothing depends on that.
+    # These are stricter than the graph: they reject sizes at which an open dimension,
+    # such as the number of windows, is 1, although nothing depends on that.
     program._guards_code = []
+    for symbol, values in program.range_constraints.items():
+        program.range_constraints[symbol] = ValueRanges(2, values.upper)
     return program
 
 

@@ -1,4 +1,4 @@
-"""``tools/export_onnx.py``: what it writes, and what it says to mistakes."""
+"""``tools/export_onnx.py``: what it writes, and its messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmseg_twins.apis import export as module
+from mmseg_twins.apis import export as export_module
 from mmseg_twins.apis.export import example_image, prepare
 from mmseg_twins.apis.exported import compare, load_onnx, predict_logits
 from mmseg_twins.apis.loading import build_segmentor, load_weights
@@ -17,19 +17,20 @@ from mmseg_twins.cli import export as cli
 from mmseg_twins.cli.export import main
 
 ROOT = Path(__file__).parents[2]
+TINY = dict(stages=2, depths=(1, 1), pool_scales=(2,))
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config_text) -> Path:
     """A folder with the config of a segmentor of two stages, to work in."""
-    (tmp_path / 'small.py').write_text(config_text(stages=2, depths=(1, 1)))
+    (tmp_path / 'small.py').write_text(config_text(**TINY))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def deploy() -> None:
-    for name in module.DEPLOY_PACKAGES:
+    for name in export_module.DEPLOY_PACKAGES:
         pytest.importorskip(name, reason='comes with the extra `deploy`')
 
 
@@ -44,21 +45,28 @@ def save_checkpoint(path: str, change=lambda name: name) -> None:
     torch.save(dict(state_dict=state, meta={}), path)
 
 
+def kernels(graph) -> list[tuple[int, ...]]:
+    """The shapes of the convolutions' weights in an ONNX graph."""
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    convolutions = [node for node in graph.node if node.op_type == 'Conv']
+    return [weights.get(node.input[1], ()) for node in convolutions]
+
+
 @pytest.mark.usefixtures('deploy')
-def test_one_dynamic_file_is_right_at_every_size(folder: Path, capsys):
+def test_one_dynamic_file_is_right_at_every_size(folder: Path, monkeypatch, capsys):
     import onnx
 
+    monkeypatch.setattr(cli, 'SIZES', ((3, 56, 75),))
     save_checkpoint('weights.pth')
-    assert (
-        main(['small.py', 'weights.pth', 'out.onnx', '--dynamic', '--size', '96', '64'])
-        == 0
-    )
+    arguments = 'small.py weights.pth out.onnx --dynamic --size 96 64'
+    assert main(arguments.split()) == 0
 
+    assert '3 x 56x75' in capsys.readouterr().out
     segmentor = build_segmentor(Config.fromfile('small.py'))
     load_weights(segmentor, 'weights.pth')
     form = prepare(segmentor)
     predict = load_onnx(folder / 'out.onnx', threads=1)
-    for size in [(1, 64, 64), (3, 224, 96), (1, 448, 512), (2, 61, 75), (1, 32, 33)]:
+    for size in [(1, 64, 64), (3, 224, 96), (2, 61, 75), (1, 32, 33)]:
         difference = compare(predict, segmentor, form, size)
         assert difference.largest > 0.1
         assert difference.difference < 1e-4 * difference.largest, size
@@ -74,28 +82,19 @@ def test_one_dynamic_file_is_right_at_every_size(folder: Path, capsys):
     assert sorted(p.name for p in folder.iterdir()) == [
         'out.onnx', 'small.py', 'weights.pth',
     ]  # fmt: skip
-    assert '3 x 96x160' in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures('deploy')
-@pytest.mark.parametrize('head', ['UPerHead', 'mmseg_twins.UPerHead'])
-def test_maps_are_convolved_at_their_own_resolution(
-    tmp_path: Path, monkeypatch, config_text, head: str
-):
+def test_maps_are_convolved_at_their_own_resolution(folder: Path, config_text):
     import onnx
 
-    monkeypatch.chdir(tmp_path)
-    Path('small.py').write_text(config_text('PCPVT', head, stages=2, depths=(1, 1)))
+    Path('small.py').write_text(config_text('PCPVT', 'UPerHead', **TINY))
     assert main(['small.py', 'none', 'out.onnx', '--size', '64', '96']) == 0
 
-    graph = onnx.load('out.onnx').graph
-    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    kernels = [
-        weights.get(node.input[1]) for node in graph.node if node.op_type == 'Conv'
-    ]
+    found = kernels(onnx.load('out.onnx').graph)
     # The bottleneck of two levels of 8 channels each.
-    assert (8, 16, 3, 3) not in kernels
-    assert (8, 8, 3, 3) in kernels
+    assert (8, 16, 3, 3) not in found
+    assert (8, 8, 3, 3) in found
 
 
 @pytest.mark.slow
@@ -117,8 +116,8 @@ def test_classes_of_bytes_are_those_of_the_segmentor(folder: Path):
     assert (classes == expected).double().mean() > 0.999
 
 
-@pytest.mark.slow
-def test_a_program_is_right_at_its_size(folder: Path, capsys):
+def test_a_program_is_right_at_its_size(folder: Path, monkeypatch, capsys):
+    monkeypatch.setattr('mmseg_twins.apis.exported.PAUSE_SECONDS', 0)
     assert main(['small.py', 'none', 'out.pt2', '--size', '64', '96', '--latency']) == 0
 
     module = torch.export.load('out.pt2').module()
@@ -152,14 +151,13 @@ def test_nothing_is_written_where_the_check_fails(folder: Path, monkeypatch, cap
         ('small.py none .', '. is a folder; give the name of a file'),
         ('small.py none out.pth', 'ends in none of .onnx and .pt2'),
         ('small.py none taken.pt2', 'exists already; --force replaces it'),
-        ('small.py none out.pt2 --size 64 0', '--size: 64 0; both sides need at'),
-        ('small.py none out.pt2 --batch-size 0', '--batch-size: 0; give 1 or more'),
+        ('small.py none out.pt2 --size 64 8', 'the image is 64x8 px'),
+        ('small.py none out.pt2 --size 64 0', "--size: '0' is no positive integer"),
+        ('small.py none out.pt2 --batch-size 0', "'0' is no positive integer"),
         ('small.py none out.pt2 --opset 18', 'only ONNX has opsets'),
         ('small.py no.pth out.pt2', "checkpoint: 'no.pth' does not exist"),
-        (
-            'small.py small.py out.pt2',
-            'small.py is no checkpoint: it is neither a file of PyTorch',
-        ),
+        ('small.py small.py out.pt2', 'small.py is no checkpoint'),
+        ('small.py other.pth out.pt2', 'other.pth does not fit the config'),
         ('no.py none out.pt2', "config: 'no.py' does not exist; did you mean small.py"),
     ],
 )
@@ -167,33 +165,22 @@ def test_mistakes_end_in_one_sentence(
     folder: Path, capsys, arguments: str, message: str
 ):
     (folder / 'taken.pt2').write_bytes(b'earlier')
+    save_checkpoint('other.pth', lambda name: name.replace('norm_list', 'norms'))
     before = sorted(folder.rglob('*'))
 
     with pytest.raises(SystemExit) as stop:
         main(arguments.split())
 
-    error = capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 2
+    assert error.startswith('export_onnx.py: error: ')
     assert message in error
-    assert error.count('\n') == 1
     assert sorted(folder.rglob('*')) == before
     assert (folder / 'taken.pt2').read_bytes() == b'earlier'
 
 
-def test_a_checkpoint_of_another_model_is_refused(folder: Path, capsys):
-    save_checkpoint('other.pth', lambda name: name.replace('norm_list', 'norms'))
-
-    with pytest.raises(SystemExit) as stop:
-        main(['small.py', 'other.pth', 'out.pt2'])
-
-    error = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert error.count('\n') == 1
-    assert 'tensors are missing (backbone.norm_list.0.weight, ' in error
-
-
 def test_missing_packages_are_named_with_their_extra(folder: Path, monkeypatch, capsys):
-    monkeypatch.setattr(module, 'DEPLOY_PACKAGES', ('onnx_of_nobody',))
+    monkeypatch.setattr(export_module, 'DEPLOY_PACKAGES', ('onnx_of_nobody',))
 
     with pytest.raises(SystemExit) as stop:
         main(['small.py', 'none', 'out.onnx'])
@@ -205,7 +192,7 @@ def test_missing_packages_are_named_with_their_extra(folder: Path, monkeypatch, 
 @pytest.mark.slow
 @pytest.mark.usefixtures('deploy')
 @pytest.mark.parametrize('family', ['pcpvt', 'svt'])
-def test_a_whole_recipe_exports(tmp_path: Path, family: str, capsys):
+def test_a_whole_config_exports(tmp_path: Path, family: str, capsys):
     config = ROOT / f'configs/twins_{family}-s_fpn_fpnhead_8x4_512x512_80k_ade20k.py'
     out = tmp_path / 'out.onnx'
 

@@ -116,7 +116,7 @@ def project(made: Path, tmp_path: Path, monkeypatch) -> Path:
 
 @pytest.fixture
 def run(capsys):
-    """Run the command; return its exit status, and what it says on stdout and stderr."""
+    """Run the command; return its exit status, and its stdout and stderr."""
 
     def run_tool(*arguments: str) -> tuple[int, str, str]:
         try:
@@ -200,8 +200,8 @@ def test_unreadable_files_are_named_and_skipped(project, run):
     status, said, error = run('weights.pth', '.', '--out-dir', 'out')
 
     assert (status, said) == (1, '2 images done, 2 skipped; results are in out\n')
-    assert '0.png is skipped: no image that can be decoded' in error
-    assert 'empty.jpg is skipped: no image that can be decoded' in error
+    assert '0.png is skipped: it cannot be decoded' in error
+    assert 'empty.jpg is skipped: it cannot be decoded' in error
     assert sorted(path.name for path in Path('out/labels').iterdir()) == [
         'a.png',
         'b.png',
@@ -210,7 +210,7 @@ def test_unreadable_files_are_named_and_skipped(project, run):
 
 def test_an_image_that_the_model_cannot_take_is_named(project):
     Image.new('RGB', (2000, 2)).save('line.png')
-    with pytest.raises(PredictionError, match='cannot take it at 2000x2'):
+    with pytest.raises(PredictionError, match='does not take 2000x2'):
         predict('line.png')
 
 
@@ -238,7 +238,7 @@ def test_an_interruption_leaves_whole_files(project, run, monkeypatch):
     status, _, error = run('weights.pth', 'a.png', 'b.png', '--out-dir', 'out')
 
     assert status == 130
-    assert error.endswith('predict.py: interrupted; the files so far are whole\n')
+    assert error.endswith('predict.py: interrupted; the results so far are complete\n')
     files = [path for path in Path('out').rglob('*') if path.is_file()]
     assert sorted(files) == [Path('out/labels/a.png'), Path('out/overlays/a.png')]
 
@@ -307,7 +307,7 @@ def test_mistakes_get_one_sentence(project, run, arguments, said):
 def test_cuda_where_there_is_none_gets_one_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     assert choose_device('auto') == 'cpu'
-    with pytest.raises(ValueError, match='PyTorch finds no CUDA GPU here'):
+    with pytest.raises(ValueError, match='PyTorch finds no CUDA GPU'):
         choose_device('cuda')
 
 
@@ -425,7 +425,7 @@ def test_an_image_is_never_replaced_by_its_result(tmp_path):
     image = tmp_path / 'labels/a.png'
     image.parent.mkdir()
     image.touch()
-    with pytest.raises(ValueError, match='would replace the image'):
+    with pytest.raises(ValueError, match='would overwrite the image'):
         plan_jobs([image], tmp_path, force=True)
 
 
