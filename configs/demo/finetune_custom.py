@@ -1,8 +1,8 @@
 """Fine-tune a segmentor on images of your own: copy this file, edit its first part.
 
 Beforehand, `python tools/analysis_tools/check_dataset.py COPY.py` checks the data; then
-`python tools/train.py COPY.py` trains, on one GPU or the CPU. As it stands here it trains
-on a few of the demo's streets; docs/finetune.md shows all of it.
+`python tools/train.py COPY.py` trains, on one GPU or the CPU. As it stands here it
+trains on a few of the demo's streets; docs/finetune.md shows all of it.
 """
 
 # The config that `start_from` was trained with; one of configs/ does as well, such as

@@ -18,6 +18,7 @@ from PIL import Image
 
 from builders import run_in_two
 from mmseg_twins.cli import common as cli
+from mmseg_twins.cli import train
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / 'configs/twins_svt-s_fpn_fpnhead_8x4_512x512_80k_ade20k.py'
@@ -191,7 +192,7 @@ def test_new_run_keeps_the_checkpoints_of_an_earlier_one(project: Path):
         (project / 'runs').mkdir(exist_ok=True)
         (project / 'runs/iter_2.pth').write_text(content)
         (project / 'runs/last_checkpoint').write_text('runs/iter_2.pth')
-        cli.set_aside_checkpoints(cfg)
+        train.set_aside_checkpoints(cfg)
 
     assert (project / 'runs/earlier_1/iter_2.pth').read_text() == 'first'
     assert (project / 'runs/earlier_2/iter_2.pth').read_text() == 'second'
@@ -206,7 +207,7 @@ def test_only_the_first_process_moves_checkpoints(project: Path, monkeypatch):
     (project / 'runs').mkdir()
     (project / 'runs/iter_2.pth').touch()
 
-    assert cli.set_aside_checkpoints(Config({'work_dir': 'runs'})) is None
+    assert train.set_aside_checkpoints(Config({'work_dir': 'runs'})) is None
     assert (project / 'runs/iter_2.pth').exists()
 
 
@@ -233,7 +234,7 @@ def test_options_replace_settings_of_the_config(project: Path, monkeypatch):
     cli.add_common_arguments(parser)
     options = ['train_cfg.max_iters=7', 'model.backbone.init_cfg=None']
     args = parser.parse_args(['small.py', '--cfg-options', *options])
-    cfg = cli.read_config(args)
+    cfg = cli.read_run_config(args)
 
     assert cfg.train_cfg.max_iters == 7
     assert cfg.model.backbone.init_cfg is None
@@ -242,15 +243,15 @@ def test_options_replace_settings_of_the_config(project: Path, monkeypatch):
 
 def test_learning_rate_scales_with_the_batch_size(project: Path):
     cfg = Config.fromfile('small.py')
-    cli.scale_learning_rate(cfg)
+    train.scale_learning_rate(cfg)
 
     assert cfg.auto_scale_lr == {'enable': True, 'base_batch_size': 32}
 
 
 def test_mixed_precision_replaces_the_optimizer_wrapper(project: Path, monkeypatch):
-    monkeypatch.setattr(cli, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(train, 'get_device', lambda: 'cuda')
     cfg = Config.fromfile('small.py')
-    cli.use_mixed_precision(cfg)
+    train.use_mixed_precision(cfg)
 
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert cfg.optim_wrapper.loss_scale == 'dynamic'
@@ -436,7 +437,7 @@ def test_settings_that_cannot_work_get_one_sentence(
 def test_mixed_precision_without_gpu_gets_one_sentence(
     project: Path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(train, 'get_device', lambda: 'cpu')
     with pytest.raises(SystemExit) as exit_:
         run_tool(monkeypatch, 'train.py', 'small.py', '--amp')
 
@@ -454,7 +455,7 @@ def test_windows_without_display_get_one_sentence(project: Path, monkeypatch, ca
         run_tool(monkeypatch, 'test.py', 'small.py', 'http://x/y.pth', '--show')
 
     assert exit_.value.code == 2
-    assert '--show: there is no display here' in capsys.readouterr().err
+    assert '--show: there is no display' in capsys.readouterr().err
 
 
 def test_option_without_value_gets_one_sentence(project: Path, monkeypatch, capsys):
