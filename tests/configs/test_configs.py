@@ -1,171 +1,183 @@
-"""The ADE20K recipes: what they build, how they train, what they evaluate."""
+"""Every config: what it builds, how it trains, what it evaluates."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from functools import cache
-from pathlib import Path
-from typing import NamedTuple
 
+import mmseg.models  # noqa: F401, registers mmsegmentation's parts
 import numpy as np
 import pytest
 import torch
 import yaml
 from mmcv.transforms import Compose
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
+from mmengine.structures import PixelData
 from mmseg.registry import MODELS, TRANSFORMS
+from mmseg.structures import SegDataSample
 from PIL import Image
 from torch import nn
 
-CONFIGS = Path(__file__).parents[2] / 'configs'
-FAMILIES = {'pcpvt': 'PCPVT', 'svt': 'SVT'}
+from builders import ROOT, VARIANTS, meta_state, narrow_config, shapes_of
+from mmseg_twins.checkpoints.conversion import convert_state_dict
+
+CONFIGS = ROOT / 'configs'
 ARCHS = {'s': 'small', 'b': 'base', 'l': 'large'}
+# mmsegmentation 1.2.2's rates, and the parameters of its models of the same names (in
+# state dicts without the buffers of batch norms).
+UPERNET = {
+    'pcpvt-s': (0.2, 54_080_044),
+    'pcpvt-b': (0.3, 73_802_284),
+    'pcpvt-l': (0.3, 90_963_500),
+    'svt-s': (0.2, 53_856_300),
+    'svt-b': (0.2, 87_724_460),
+    'svt-l': (0.3, 132_782_892),
+}
+FPN = {
+    'pcpvt-s': (0.2, 27_858_838),
+    'pcpvt-b': (0.2, 47_581_078),
+    'pcpvt-l': (0.2, 64_742_294),
+    'svt-s': (0.2, 27_798_934),
+    'svt-b': (0.2, 59_676_438),
+    'svt-l': (0.3, 102_744_214),
+}
+PRETRAINED = {
+    'pcpvt-s': 'pcpvt_small_20220308-e638c41c.pth',
+    'pcpvt-b': 'pcpvt_base_20220308-0621964c.pth',
+    'pcpvt-l': 'pcpvt_large_20220308-37579dc6.pth',
+    'svt-s': 'alt_gvt_small_20220308-7e1c3695.pth',
+    'svt-b': 'alt_gvt_base_20220308-1b7eb711.pth',
+    'svt-l': 'alt_gvt_large_20220308-fb5936f3.pth',
+}
+URL = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/'
+MASK2FORMER = 'heads/twins_svt-s_mask2former_8x2_512x512_160k_ade20k'
+# Images of ADE20K, which SSSegmentation's setting goes through 130 times.
+IMAGES, EPOCHS = 20_210, 130
 
-
-class Recipe(NamedTuple):
-    """What is known of a recipe without reading it.
-
-    ``parameters`` counts those of mmsegmentation 1.2.2's own model of the same name
-    (its state dict without the buffers of the batch norms); ``drop_path_rate`` is
-    what its config says.
-    """
-
-    name: str
-    parameters: int
-    drop_path_rate: float
-
-    @property
-    def family(self) -> str:
-        return self.name.split('_')[1].split('-')[0]
-
-    @property
-    def arch(self) -> str:
-        return ARCHS[self.name.split('_')[1].split('-')[1]]
-
-    @property
-    def is_upernet(self) -> bool:
-        return 'uperhead' in self.name
-
-
-RECIPES = [
-    Recipe('twins_pcpvt-s_uperhead_8x4_512x512_160k_ade20k', 54_080_044, 0.2),
-    Recipe('twins_pcpvt-b_uperhead_8x2_512x512_160k_ade20k', 73_802_284, 0.3),
-    Recipe('twins_pcpvt-l_uperhead_8x2_512x512_160k_ade20k', 90_963_500, 0.3),
-    Recipe('twins_svt-s_uperhead_8x2_512x512_160k_ade20k', 53_856_300, 0.2),
-    Recipe('twins_svt-b_uperhead_8x2_512x512_160k_ade20k', 87_724_460, 0.2),
-    Recipe('twins_svt-l_uperhead_8x2_512x512_160k_ade20k', 132_782_892, 0.3),
-    Recipe('twins_pcpvt-s_fpn_fpnhead_8x4_512x512_80k_ade20k', 27_858_838, 0.2),
-    Recipe('twins_pcpvt-b_fpn_fpnhead_8x4_512x512_80k_ade20k', 47_581_078, 0.2),
-    Recipe('twins_pcpvt-l_fpn_fpnhead_8x4_512x512_80k_ade20k', 64_742_294, 0.2),
-    Recipe('twins_svt-s_fpn_fpnhead_8x4_512x512_80k_ade20k', 27_798_934, 0.2),
-    Recipe('twins_svt-b_fpn_fpnhead_8x4_512x512_80k_ade20k', 59_676_438, 0.2),
-    Recipe('twins_svt-l_fpn_fpnhead_8x4_512x512_80k_ade20k', 102_744_214, 0.3),
+NAMES = sorted(
+    path.relative_to(CONFIGS).with_suffix('').as_posix()
+    for path in CONFIGS.rglob('*.py')
+    if '_base_' not in path.parts
+)
+NAMED = [name for name in NAMES if 'demo/' not in name]
+PUBLISHED = [name for name in NAMED if '/' not in name and '0k_' in name]
+# One of each head, family and dataset takes a step always, the others with `--all`.
+QUICK = [
+    'cityscapes/twins_pcpvt-s_fpn_fpnhead_8x2_512x1024_80k_cityscapes',
+    'cityscapes/twins_svt-s_uperhead_8x1_512x1024_160k_cityscapes',
+    'demo/twins_svt_fpn_streets',
+    'heads/twins_pcpvt-s_pspnet_8x4_512x512_160k_ade20k',
+    'heads/twins_svt-s_deeplabv3plus_8x2_512x512_160k_ade20k',
+    'heads/twins_svt-s_segformer_8x2_512x512_160k_ade20k',
+    'twins_pcpvt-s_uperhead_8x4_512x512_160k_ade20k',
 ]
-UPERNET = [recipe for recipe in RECIPES if recipe.is_upernet]
-FPN = [recipe for recipe in RECIPES if not recipe.is_upernet]
 
-every_recipe = pytest.mark.parametrize('recipe', RECIPES, ids=lambda r: r.name)
-every_upernet = pytest.mark.parametrize('recipe', UPERNET, ids=lambda r: r.name)
-every_fpn = pytest.mark.parametrize('recipe', FPN, ids=lambda r: r.name)
+
+def parse(name: str) -> dict[str, str]:
+    return re.fullmatch(
+        r'(?:\w+/)?twins_(?P<variant>\w+-\w)_(?P<head>\w+)_(?P<gpus>\d)x(?P<images>\d)'
+        r'_512x(?P<width>\d+)_(?P<length>\d+)(?P<unit>[ke])_(?P<data>\w+)',
+        name,
+    ).groupdict()
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        yield
 
 
 @cache
-def read(recipe: Recipe) -> Config:
-    return Config.fromfile(CONFIGS / f'{recipe.name}.py')
+def read(name: str) -> Config:
+    # mmdet, which the config of Mask2Former imports, need not be there.
+    return Config.fromfile(CONFIGS / f'{name}.py', import_custom_modules=False)
 
 
 @cache
-def build(recipe: Recipe) -> nn.Module:
+def build(name: str) -> nn.Module:
     """Builds the segmentor on the meta device: shapes and names, no memory."""
-    cfg = read(recipe)
+    model = read(name).model
     with torch.device('meta'):
-        return MODELS.build(cfg.model).eval()
+        if name == MASK2FORMER:
+            return nn.ModuleDict(dict(backbone=MODELS.build(model.backbone)))
+        return MODELS.build(model).eval()
 
 
-def test_every_recipe_is_known_here():
-    files = {path.stem for path in CONFIGS.glob('twins_*0k_ade20k.py')}
-
-    assert files == {recipe.name for recipe in RECIPES}
-
-
-@every_recipe
-def test_segmentor_has_the_parameters_of_the_published_one(recipe: Recipe):
-    model = build(recipe)
-
-    assert sum(p.numel() for p in model.parameters()) == recipe.parameters
-
-
-@every_recipe
-def test_heads_take_the_maps_of_the_backbone(recipe: Recipe):
-    model = build(recipe)
-    with torch.no_grad():
-        maps = model.extract_feat(torch.empty(1, 3, 64, 96, device='meta'))
-        logits = [model.decode_head(maps)]
-        if recipe.is_upernet:
-            logits.append(model.auxiliary_head(maps))
-
-    assert [tuple(x.shape) for x in logits] == [(1, 150, 16, 24), (1, 150, 4, 6)][
-        : len(logits)
-    ]
+def test_there_is_a_config_for_each_variant_and_setting():
+    found = {(parse(n)['variant'], parse(n)['head'], parse(n)['unit']) for n in NAMED}
+    for variant in VARIANTS:
+        assert {
+            (variant, 'uperhead', 'k'),
+            (variant, 'uperhead', 'e'),
+            (variant, 'fpn_fpnhead', 'k'),
+        } <= found
+    assert len(PUBLISHED) == 12
+    assert set(QUICK) < set(NAMES)
 
 
-@every_recipe
-def test_contents_are_what_the_name_says(recipe: Recipe):
-    cfg = read(recipe)
-    gpus, per_gpu = map(int, re.search(r'_(\d+)x(\d+)_', recipe.name).groups())
-    side = int(re.search(r'_512x(\d+)_', recipe.name).group(1))
-    iterations = 1000 * int(re.search(r'_(\d+)k_', recipe.name).group(1))
-
-    assert cfg.model.backbone.type == f'mmseg_twins.{FAMILIES[recipe.family]}'
-    assert cfg.model.backbone.arch == recipe.arch
-    assert cfg.model.backbone.drop_path_rate == recipe.drop_path_rate
-    assert cfg.train_dataloader.batch_size == per_gpu
-    assert cfg.auto_scale_lr.base_batch_size == gpus * per_gpu
-    assert cfg.model.data_preprocessor.size == (512, side)
-    assert cfg.train_cfg.max_iters == iterations
+@pytest.mark.parametrize('name', NAMES)
+def test_every_custom_key_matches_a_parameter(name: str):
+    keys = read(name).optim_wrapper.get('paramwise_cfg', {}).get('custom_keys', {})
+    if name == MASK2FORMER:
+        keys = [key for key in keys if 'backbone' in key]
+    names = [name for name, _ in build(name).named_parameters()]
+    assert [key for key in keys if not any(key in name for name in names)] == []
 
 
-@every_recipe
-def test_pretrained_weights_are_those_of_the_backbone(recipe: Recipe):
-    init_cfg = read(recipe).model.backbone.init_cfg
-    family = {'pcpvt': 'pcpvt', 'svt': 'alt_gvt'}[recipe.family]
-
-    assert init_cfg.type == 'Pretrained'
-    assert re.fullmatch(
-        'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/'
-        rf'{family}_{recipe.arch}_20220308-[0-9a-f]{{8}}\.pth',
-        init_cfg.checkpoint,
-    )
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_segmentor_has_the_parameters_of_the_published_one(name: str):
+    table = UPERNET if 'uperhead' in name else FPN
+    _, parameters = table[parse(name)['variant']]
+    assert sum(p.numel() for p in build(name).parameters()) == parameters
 
 
-def test_recipes_of_a_backbone_share_its_pretrained_weights():
-    files = {}
-    for recipe in RECIPES:
-        backbone = read(recipe).model.backbone
-        files.setdefault((recipe.family, recipe.arch), set()).add(
-            backbone.init_cfg.checkpoint
-        )
+@pytest.mark.parametrize('name', NAMED)
+def test_contents_are_what_the_name_says(name: str):
+    cfg, says = read(name), parse(name)
+    family, _, size = says['variant'].partition('-')
+    images, gpus = int(says['images']), int(says['gpus'])
+    crop = (512, int(says['width']))
+    backbone = cfg.model.backbone
 
-    assert len(files) == 6
-    assert all(len(urls) == 1 for urls in files.values())
+    assert backbone.type == f'mmseg_twins.{family.upper()}'
+    assert backbone.arch == ARCHS[size]
+    table = FPN if 'fpn' in name else UPERNET
+    rate, _ = (0.3, None) if name == MASK2FORMER else table[says['variant']]
+    assert backbone.drop_path_rate == rate
+    assert backbone.init_cfg.type == 'Pretrained'
+    assert backbone.init_cfg.checkpoint == URL + PRETRAINED[says['variant']]
+
+    assert cfg.train_dataloader.batch_size == images
+    assert cfg.auto_scale_lr.base_batch_size == images * gpus
+    steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert tuple(steps['RandomCrop'].crop_size) == crop
+    assert tuple(cfg.model.data_preprocessor.size) == crop
+    if says['unit'] == 'k':
+        assert cfg.train_cfg.max_iters == 1000 * int(says['length'])
+    else:
+        assert cfg.train_cfg.max_iters == EPOCHS * IMAGES // (images * gpus)
+
+    is_cityscapes = says['data'] == 'cityscapes'
+    dataset = 'CityscapesDataset' if is_cityscapes else 'ADE20KDataset'
+    assert cfg.train_dataloader.dataset.type == dataset
+    assert cfg.model.decode_head.num_classes == (19 if is_cityscapes else 150)
+    assert cfg.model.test_cfg.mode == ('slide' if is_cityscapes else 'whole')
+    assert cfg.model.test_cfg.get('crop_size', crop) == crop
 
 
-@every_recipe
-def test_every_custom_key_matches_a_parameter(recipe: Recipe):
-    keys = read(recipe).optim_wrapper.get('paramwise_cfg', {}).get('custom_keys', {})
-    names = [name for name, _ in build(recipe).named_parameters()]
-
-    unmatched = [key for key in keys if not any(key in name for name in names)]
-    assert bool(keys) == recipe.is_upernet
-    assert unmatched == []
+def without_mask2former(head: str) -> list[str]:
+    is_fpn = head == 'fpn'
+    return [n for n in NAMED if ('fpn' in n) == is_fpn and n != MASK2FORMER]
 
 
-def decays(recipe: Recipe) -> dict[str, float]:
+def decays(name: str) -> dict[str, float]:
     """Maps parameter names to the weight decay that the optimizer gives them."""
-    model = build(recipe)
-    optimizer = build_optim_wrapper(model, read(recipe).optim_wrapper).optimizer
+    model = build(name)
+    optimizer = build_optim_wrapper(model, read(name).optim_wrapper).optimizer
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         names[id(parameter)]: group['weight_decay']
@@ -174,30 +186,26 @@ def decays(recipe: Recipe) -> dict[str, float]:
     }
 
 
-@every_upernet
-def test_upernet_decays_all_but_norms_and_position_encodings(recipe: Recipe):
-    model = build(recipe)
+@pytest.mark.parametrize('name', without_mask2former('uperhead'))
+def test_all_but_norms_and_position_encodings_decay(name: str):
     norms = {
         f'{prefix}.{name}'
-        for prefix, module in model.named_modules()
+        for prefix, module in build(name).named_modules()
         if isinstance(module, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm))
         for name, _ in module.named_parameters(recurse=False)
     }
-    encodings = {
-        name for name, _ in model.named_parameters() if '.position_encodings.' in name
-    }
-    found = decays(recipe)
+    found = decays(name)
+    encodings = {name for name in found if '.position_encodings.' in name}
 
-    assert 'decode_head.bottleneck.bn.weight' in norms
     assert len(encodings) == 8  # weight and bias of a convolution in four stages
-    assert found.keys() == {name for name, _ in model.named_parameters()}
+    assert found.keys() == {name for name, _ in build(name).named_parameters()}
     assert {name for name, decay in found.items() if decay == 0} == norms | encodings
     assert {decay for decay in found.values() if decay} == {0.01}
 
 
-@every_fpn
-def test_fpn_decays_everything(recipe: Recipe):
-    assert set(decays(recipe).values()) == {1e-4}
+@pytest.mark.parametrize('name', without_mask2former('fpn'))
+def test_everything_decays_in_semantic_fpn(name: str):
+    assert set(decays(name).values()) == {1e-4}
 
 
 @cache
@@ -219,52 +227,87 @@ def learning_rates(schedule: str) -> list[float]:
     return rates
 
 
-def schedule_of(recipe: Recipe) -> str:
-    cfg = read(recipe)
+def rates_of(name: str) -> list[float]:
+    cfg = read(name)
+    assert cfg.optim_wrapper.optimizer.type == 'AdamW'
     parts = {
         'optimizer': cfg.optim_wrapper.optimizer,
         'param_scheduler': cfg.param_scheduler,
         'max_iters': cfg.train_cfg.max_iters,
     }
-    return Config(parts).pretty_text
+    return learning_rates(Config(parts).pretty_text)
 
 
-@every_upernet
-def test_upernet_rate_warms_up_then_falls_to_zero(recipe: Recipe):
-    rates = learning_rates(schedule_of(recipe))
+@pytest.mark.parametrize('name', without_mask2former('uperhead'))
+def test_the_rate_warms_up_then_falls_to_zero(name: str):
+    rates = rates_of(name)
 
-    assert len(rates) == 160_000
     assert rates[0] == pytest.approx(6e-5 * 1e-6)
     assert np.all(np.diff(rates[:1500]) > 0)
-    assert rates[1499] == pytest.approx(6e-5, rel=1e-6)
-    assert max(rates) == pytest.approx(6e-5, rel=1e-6)
+    assert max(rates) == rates[1499] == pytest.approx(6e-5, rel=1e-6)
     assert np.all(np.diff(rates[1500:]) < 0)
-    halfway = 1500 + 158_500 // 2
+    halfway = (1500 + len(rates)) // 2
     assert rates[halfway] == pytest.approx(3e-5, rel=1e-4)  # power 1: a straight line
     assert rates[-1] == 0
 
 
-@every_fpn
-def test_fpn_rate_falls_to_its_end_value(recipe: Recipe):
-    rates = learning_rates(schedule_of(recipe))
+@pytest.mark.parametrize('name', without_mask2former('fpn'))
+def test_the_rate_of_semantic_fpn_falls_to_its_end_value(name: str):
+    rates = rates_of(name)
 
-    assert len(rates) == 80_000
     assert rates[0] == 1e-4
     assert np.all(np.diff(rates) < 0)
     assert rates[40_000] == pytest.approx(1e-6 + 9.9e-5 * 0.5**0.9, rel=1e-3)
     assert rates[-1] == pytest.approx(1e-6, rel=1e-9)
 
 
-@every_recipe
-def test_multi_scale_ratios_count_from_a_short_side_of_512(
-    recipe: Recipe, tmp_path: Path
-):
-    cfg = read(recipe)
+def batch(num_classes: int, images: int = 2, side: int = 64) -> dict:
+    samples = []
+    for _ in range(images):
+        shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (side, side))
+        sample = SegDataSample(metainfo=shapes)
+        labels = torch.randint(num_classes, (1, side, side))
+        sample.gt_sem_seg = PixelData(data=labels)
+        samples.append(sample)
+    images = torch.randint(256, (images, 3, side, side), dtype=torch.uint8)
+    return dict(inputs=list(images), data_samples=samples)
+
+
+def marks(name: str):
+    missing = importlib.util.find_spec('mmdet') is None
+    if name == MASK2FORMER:
+        return pytest.mark.skipif(missing, reason='needs mmdet and full mmcv')
+    return () if name in QUICK else pytest.mark.slow
+
+
+@pytest.mark.parametrize('name', [pytest.param(n, marks=marks(n)) for n in NAMES])
+@pytest.mark.filterwarnings('ignore:Converting a tensor')
+def test_a_training_step_reaches_every_parameter(name: str):
+    cfg = narrow_config(name)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model.init_weights()
+    model.train()
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    logs = model.train_step(batch(cfg.model.decode_head.num_classes), optim_wrapper)
+
+    losses = {name: float(value) for name, value in logs.items() if 'loss' in name}
+    assert 'decode.loss_ce' in losses or name == MASK2FORMER
+    assert ('aux.loss_ce' in losses) == bool(cfg.model.get('auxiliary_head'))
+    assert all(0 < value < float('inf') for value in losses.values())
+    same = [
+        name for name, p in model.named_parameters() if torch.equal(p, before[name])
+    ]
+    assert same == []
+
+
+def test_multi_scale_ratios_count_from_a_short_side_of_512(tmp_path):
+    cfg = read(PUBLISHED[0])
     image, annotation = tmp_path / 'image.jpg', tmp_path / 'annotation.png'
     Image.new('RGB', (80, 60)).save(image)
     Image.new('L', (80, 60), color=3).save(annotation)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        pipeline = Compose([TRANSFORMS.build(step) for step in cfg.tta_pipeline])
+    pipeline = Compose([TRANSFORMS.build(step) for step in cfg.tta_pipeline])
 
     views = pipeline(
         {
@@ -282,30 +325,62 @@ def test_multi_scale_ratios_count_from_a_short_side_of_512(
     assert flips == [False, True] * 6
 
 
-@every_recipe
-def test_recipe_has_what_test_time_augmentation_needs(recipe: Recipe):
-    assert read(recipe).tta_model.type == 'SegTTAModel'
+@pytest.mark.parametrize('name', [n for n in NAMED if '/' not in n])
+def test_multi_scale_evaluation_is_the_same_for_all(name: str):
+    assert read(name).tta_pipeline == read(PUBLISHED[0]).tta_pipeline
+    assert read(name).tta_model.type == 'SegTTAModel'
 
 
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_sssegmentations_checkpoints_fit_their_configs(variant: str):
+    """Its names and shapes, and the LayerNorms of ``configs/upernet`` there."""
+    name = f'twins_{variant}_uperhead_8x2_512x512_130e_ade20k'
+    converted, report = convert_state_dict(
+        meta_state(shapes_of('ssseg-upernet', variant))
+    )
+    assert report.config() == f'{name}.py'
+    model = build(name)
+    model.load_state_dict(converted, strict=True, assign=True)
+    norms = [m for m in model.backbone.modules() if isinstance(m, nn.LayerNorm)]
+    assert {norm.eps for norm in norms} == {1e-5}
+    assert read(name).train_pipeline == read(PUBLISHED[0]).train_pipeline
+
+
+def test_a_copy_of_the_fine_tuning_config_fits_one_with_two_heads(tmp_path):
+    text = (CONFIGS / 'demo/finetune_custom.py').read_text()
+    base = CONFIGS / 'twins_svt-s_uperhead_8x2_512x512_160k_ade20k.py'
+    copy = tmp_path / 'copy.py'
+    copy.write_text(text.replace('./twins_svt_fpn_streets.py', str(base)))
+    cfg = Config.fromfile(copy)
+    assert cfg.model.decode_head.num_classes == 8
+    assert cfg.model.auxiliary_head.num_classes == 8
+    assert cfg.model.backbone.init_cfg is None
+    assert cfg.model.data_preprocessor.size is None
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert loader.dataset.type == 'BaseSegDataset'
+        assert loader.dataset.data_root == cfg.data_root
+
+
+@cache
 def model_index() -> dict[str, dict]:
     """The models that ``model-index.yml`` leads to, by name."""
-    index = yaml.safe_load((CONFIGS.parent / 'model-index.yml').read_text())
-    files = [CONFIGS.parent / path for path in index['Import']]
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+    files = [ROOT / path for path in index['Import']]
     models = [m for file in files for m in yaml.safe_load(file.read_text())['Models']]
     return {model['Name']: model for model in models}
 
 
-@every_recipe
-def test_model_index_describes_the_recipe(recipe: Recipe):
-    cfg = read(recipe)
-    entry = model_index()[recipe.name]
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_model_index_describes_the_config(name: str):
+    cfg = read(name)
+    entry = model_index()[name]
     metadata = entry['Metadata']
+    variant = parse(name)['variant']
 
-    assert entry['Config'] == f'configs/{recipe.name}.py'
+    assert entry['Config'] == f'configs/{name}.py'
     assert metadata['Batch Size'] == cfg.auto_scale_lr.base_batch_size
     assert metadata['Iterations'] == cfg.train_cfg.max_iters
     assert metadata['Pretrained Backbone'] == cfg.model.backbone.init_cfg.checkpoint
-    variant = recipe.name.split('_')[1]
     assert metadata['Architecture'][0] == f'Twins-{variant.upper()}'
     assert f'/twins_{variant}_' in entry['Weights']
     assert all(result['Reported By'] for result in entry['Results'])
@@ -315,8 +390,8 @@ def test_model_index_is_valid_for_mim():
     pytest.importorskip('modelindex', reason='comes with openmim')
     from modelindex.load_model_index import load
 
-    index = load(str(CONFIGS.parent / 'model-index.yml'))
+    index = load(str(ROOT / 'model-index.yml'))
     index.build_models_with_collections()
 
     assert not index.check_errors
-    assert {recipe.name for recipe in RECIPES} <= {m.name for m in index.models}
+    assert set(PUBLISHED) <= {model.name for model in index.models}
