@@ -6,13 +6,14 @@ import mmseg_twins  # noqa: F401, activates compat
 
 # isort: split
 import argparse
+import functools
 import importlib.util
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
+import mmengine.config.utils
 import numpy as np
 import pytest
 import torch
@@ -37,6 +38,9 @@ from builders import (
 
 NO_NETWORK = Path(__file__).parent / 'no_network'
 CLOSED = 'http://127.0.0.1:9'  # for programs other than Python: nothing answers there
+
+# mmengine parses all indexes of mmsegmentation anew for each base of each config.
+mmengine.config.utils.load = functools.cache(mmengine.config.utils.load)
 
 Train = Callable[..., Runner]
 
@@ -166,7 +170,7 @@ def demo(scenes: Path) -> Config:
 @pytest.fixture
 def train(demo: Config, tmp_path: Path) -> Train:
     """Trains in a folder of the test, with settings replaced."""
-    return partial(train_demo, demo, tmp_path)
+    return functools.partial(train_demo, demo, tmp_path)
 
 
 @pytest.fixture(scope='session')

@@ -12,6 +12,7 @@ from mmcv.cnn.bricks.transformer import FFN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from builders import Size, official
 from mmseg_twins import ops
 from mmseg_twins.checkpoints.layouts import LAYOUTS
 from mmseg_twins.checkpoints.patterns import Renaming
@@ -44,100 +45,62 @@ def assert_same_results_and_gradients(got: Tensor, expected: Tensor, inputs: lis
 
 
 @st.composite
-def architectures(draw) -> dict:
-    """A Twins of any family, depths, widths and reductions."""
+def official_states(draw) -> tuple[str, dict[str, Tensor]]:
+    """A family, and a backbone of the official code of any size with random values."""
     stages = draw(st.integers(1, 5))
-    return {
-        'family': draw(st.sampled_from(['pcpvt', 'svt'])),
-        'dims': draw(st.lists(st.integers(1, 5), min_size=stages, max_size=stages)),
-        'depths': draw(st.lists(st.integers(0, 12), min_size=stages, max_size=stages)),
-        'reductions': draw(
-            st.lists(st.sampled_from([1, 2, 4]), min_size=stages, max_size=stages)
-        ),
-        'ratio': draw(st.integers(1, 3)),
-        'stage_norms': draw(st.booleans()),
-        'qkv_bias': draw(st.booleans()),
-    }
 
+    def of_stages(values: st.SearchStrategy) -> st.SearchStrategy:
+        return st.lists(values, min_size=stages, max_size=stages)
 
-def layer(name: str, *shape: int, bias: bool = True) -> dict[str, Tensor]:
-    state = {f'{name}.weight': torch.randn(shape)}
-    return state | ({f'{name}.bias': torch.randn(shape[:1])} if bias else {})
-
-
-def official_state(architecture: dict) -> dict[str, Tensor]:
-    """A backbone of the official code with random values."""
-    state, before = {}, 3
-    bias = architecture['qkv_bias']
-    stages = zip(
-        architecture['dims'],
-        architecture['depths'],
-        architecture['reductions'],
-        strict=True,
+    family = draw(st.sampled_from(['pcpvt', 'svt']))
+    size = Size(
+        dims=draw(of_stages(st.integers(1, 5))),
+        mlp_ratios=draw(of_stages(st.integers(1, 3))),
+        depths=draw(of_stages(st.integers(0, 12))),
     )
-    for i, (dim, depth, reduction) in enumerate(stages):
-        state |= layer(f'patch_embeds.{i}.proj', dim, before, 2, 2)
-        state |= layer(f'patch_embeds.{i}.norm', dim)
-        state |= layer(f'pos_block.{i}.proj.0', dim, 1, 3, 3)
-        for j in range(depth):
-            block, hidden = f'blocks.{i}.{j}', architecture['ratio'] * dim
-            state |= layer(f'{block}.norm1', dim) | layer(f'{block}.norm2', dim)
-            if architecture['family'] == 'svt' and j % 2 == 0:
-                state |= layer(f'{block}.attn.qkv', 3 * dim, dim, bias=bias)
-            else:
-                state |= layer(f'{block}.attn.q', dim, dim, bias=bias)
-                state |= layer(f'{block}.attn.kv', 2 * dim, dim, bias=bias)
-                if reduction > 1:
-                    state |= layer(f'{block}.attn.sr', dim, dim, reduction, reduction)
-                    state |= layer(f'{block}.attn.norm', dim)
-            state |= layer(f'{block}.attn.proj', dim, dim)
-            state |= layer(f'{block}.mlp.fc1', hidden, dim)
-            state |= layer(f'{block}.mlp.fc2', dim, hidden)
-        if architecture['stage_norms']:
-            state |= layer(f'norm_list.{i}', dim)
-        before = dim
-    return state
+    shapes = official(
+        size,
+        is_svt=family == 'svt',
+        stage_norms=draw(st.booleans()),
+        classifier=False,
+        sr_ratios=draw(of_stages(st.sampled_from([1, 2, 4]))),
+        qkv_bias=draw(st.booleans()),
+    )
+    torch.manual_seed(draw(seeds))
+    return family, {name: torch.randn(shape) for name, shape in shapes.items()}
 
 
 @quickly
-@given(architecture=architectures(), in_segmentor=st.booleans(), seed=seeds)
+@given(official=official_states(), in_segmentor=st.booleans())
 def test_names_and_bits_survive_the_way_to_mmsegmentation_and_back(
-    architecture, in_segmentor, seed
+    official, in_segmentor
 ):
-    torch.manual_seed(seed)
+    family, state = official
     layout = next(
         layout
         for layout in LAYOUTS
         if (layout.project, layout.is_segmentor) == ('official', in_segmentor)
     )
-    state = {
-        layout.prefix + name: tensor
-        for name, tensor in official_state(architecture).items()
-    }
-    renaming = Renaming((*layout.backbone, *layout.heads), architecture['family'])
+    state = {layout.prefix + name: tensor for name, tensor in state.items()}
+    renaming = Renaming((*layout.backbone, *layout.heads), family)
 
     there = renaming.forwards(state)
-    back = renaming.backwards(there.state)
+    back = renaming.backwards(there)
 
-    assert back.state.keys() == state.keys()
-    assert all(torch.equal(back.state[name], state[name]) for name in state)
-    # Nothing is lost or doubled on the way, and every name is one of the target's.
-    assert sum(t.numel() for t in there.state.values()) == sum(
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    # Nothing is lost or doubled on the way.
+    assert {renaming.target(name) for name in state} == there.keys()
+    assert sum(t.numel() for t in there.values()) == sum(
         t.numel() for t in state.values()
     )
-    origins = [name for names in there.origins.values() for name in names]
-    assert sorted(origins) == sorted(state)
-    assert all(renaming.is_target(name) for name in there.state)
 
 
 @quickly
-@given(architecture=architectures(), seed=seeds)
-def test_merged_queries_come_before_keys_and_values(architecture, seed):
-    torch.manual_seed(seed)
-    layout = LAYOUTS[0]
-    state = official_state(architecture)
-    renaming = Renaming(layout.backbone, architecture['family'])
-    converted = renaming.forwards(state).state
+@given(official=official_states())
+def test_merged_queries_come_before_keys_and_values(official):
+    family, state = official
+    converted = Renaming(LAYOUTS[0].backbone, family).forwards(state)
     for name, q in state.items():
         block, is_q, part = name.partition('.attn.q.')
         if is_q:
