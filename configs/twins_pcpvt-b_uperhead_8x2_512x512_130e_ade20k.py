@@ -7,15 +7,6 @@ model = dict(
     backbone=dict(norm_cfg=dict(type='LN', eps=1e-5)),
     auxiliary_head=dict(channels=512),
 )
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, begin=0, end=1500, by_epoch=False),
-    dict(
-        type='PolyLR',
-        power=1.0,
-        eta_min=0.0,
-        begin=1500,
-        end=max_iters,
-        by_epoch=False,
-    ),
-]
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].end = max_iters
 train_cfg = dict(max_iters=max_iters)

@@ -9,17 +9,8 @@ model = dict(
     decode_head=dict(channels=1024),
     auxiliary_head=dict(channels=512),
 )
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, begin=0, end=1500, by_epoch=False),
-    dict(
-        type='PolyLR',
-        power=1.0,
-        eta_min=0.0,
-        begin=1500,
-        end=max_iters,
-        by_epoch=False,
-    ),
-]
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].end = max_iters
 train_cfg = dict(max_iters=max_iters)
 
 # 8 GPUs with 2 images each
