@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from mmseg.datasets import BaseSegDataset
 from torch.utils.data import BatchSampler
 
-from builders import run_in_two
+from builders import ROOT, run_in_two
 from mmseg_twins.engine.batches import (
     SAMPLE,
     STEP,
@@ -24,8 +24,6 @@ from mmseg_twins.engine.batches import (
     SeededDataset,
     seed_generators,
 )
-
-ROOT = Path(__file__).parents[2]
 
 
 def state(runner: Runner) -> dict:
@@ -100,16 +98,25 @@ def test_a_seed_that_was_drawn_is_taken_up_again(train, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_two_processes_are_resumed_too(scenes: Path, tmp_path: Path):
+def test_two_processes_with_several_options_are_resumed_too(
+    scenes: Path, tmp_path: Path
+):
     loader = dict(
         batch_size=2, num_workers=1, dataset=dict(data_root=str(scenes.absolute()))
     )
+    bases = ['demo/twins_svt_fpn_streets.py', '_base_/options/ema.py']
     lines = [
-        f'_base_ = {str(ROOT / "configs/demo/twins_svt_fpn_streets.py")!r}',
+        f'_base_ = {[str(ROOT / "configs" / base) for base in bases]!r}',
         f'train_dataloader = val_dataloader = test_dataloader = {loader!r}',
-        'model = dict(backbone=dict(drop_path_rate=0.3))',
+        'model = dict(backbone=dict(drop_path_rate=0.3, with_cp=True))',
         'train_cfg = dict(max_iters=4, val_interval=2)',
         'default_hooks = dict(checkpoint=dict(interval=2))',
+        'optim_wrapper = dict(',
+        "    type='mmseg_twins.BF16OptimWrapper',",
+        "    constructor='mmseg_twins.LayerDecayOptimWrapperConstructor',",
+        '    paramwise_cfg=dict(decay_rate=0.9),',
+        '    accumulative_counts=2,',
+        ')',
     ]
     (tmp_path / 'config.py').write_text('\n'.join(lines))
 
@@ -118,11 +125,19 @@ def test_two_processes_are_resumed_too(scenes: Path, tmp_path: Path):
         run_in_two('train.py', 'config.py', *arguments, folder=tmp_path)
         return torch.load(tmp_path / work_dir / 'iter_4.pth', weights_only=True)
 
-    whole = train_in_two('whole')['state_dict']
+    whole = train_in_two('whole')
     (tmp_path / 'killed').mkdir()
     shutil.copy(tmp_path / 'whole/iter_2.pth', tmp_path / 'killed')
+    resumed = train_in_two('killed', '--resume')
 
-    assert equal(train_in_two('killed', '--resume')['state_dict'], whole)
+    for key in ('state_dict', 'ema_state_dict'):
+        assert equal(resumed[key], whole[key])
+    averages = set(whole['ema_state_dict']) - {'steps'}
+    assert averages == {f'module.{name}' for name in whole['state_dict']}
+    # Eight blocks, patch embedding and heads; norms, which do not decay, apart.
+    assert len(whole['optimizer']['param_groups']) == 2 * (8 + 2)
+    logs = [log.read_text() for log in tmp_path.rglob('*.log')]
+    assert all('GPU number: 2' in log for log in logs)
 
 
 def test_batches_that_were_trained_on_are_not_loaded(train, monkeypatch):

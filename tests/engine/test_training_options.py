@@ -17,7 +17,7 @@ from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from builders import ROOT, run_in_two, train_demo
+from builders import ROOT, train_demo
 from mmseg_twins.cli import common as cli
 
 OPTIONS = ROOT / 'configs/_base_/options'
@@ -154,37 +154,6 @@ def test_an_option_can_be_inherited_beside_a_config(option: str, tmp_path: Path)
     assert cfg.model.backbone.arch == 'small'
     (hook,) = cfg.custom_hooks
     assert HOOKS.build(hook)
-
-
-@pytest.mark.slow
-def test_two_processes_train_with_several_options_at_once(scenes: Path, tmp_path: Path):
-    demo = ROOT / 'configs/demo/twins_svt_fpn_streets.py'
-    loader = dict(
-        num_workers=0, persistent_workers=False, dataset=dict(data_root=str(scenes))
-    )
-    lines = [
-        f'_base_ = {[str(demo), str(OPTIONS / "ema.py")]!r}',
-        f'train_dataloader = val_dataloader = test_dataloader = {loader!r}',
-        'train_cfg = dict(max_iters=2, val_interval=2)',
-        'default_hooks = dict(checkpoint=dict(interval=2))',
-    ]
-    (tmp_path / 'config.py').write_text('\n'.join(lines))
-    options = [
-        'optim_wrapper.type=mmseg_twins.BF16OptimWrapper',
-        'optim_wrapper.constructor=mmseg_twins.LayerDecayOptimWrapperConstructor',
-        'optim_wrapper.paramwise_cfg.decay_rate=0.9',
-        'optim_wrapper.accumulative_counts=2',
-        'model.backbone.with_cp=True',
-    ]
-    run_in_two('train.py', 'config.py', '--cfg-options', *options, folder=tmp_path)
-
-    (file,) = tmp_path.rglob('iter_2.pth')
-    saved = torch.load(file, weights_only=True)
-    averages = set(saved['ema_state_dict']) - {'steps'}
-    assert averages == {f'module.{name}' for name in saved['state_dict']}
-    # Eight blocks, patch embedding and heads; norms, which do not decay, apart.
-    assert len(saved['optimizer']['param_groups']) == 2 * (8 + 2)
-    assert any('GPU number: 2' in log.read_text() for log in tmp_path.rglob('*.log'))
 
 
 def option_lines() -> list[str]:
