@@ -546,7 +546,9 @@ def tiny_config(
     )
     if 'FPN' in head:
         neck = dict(type='FPN', in_channels=dims, out_channels=8, num_outs=stages)
-        shared |= dict(in_channels=[8] * stages, feature_strides=[4, 8, 16, 32])
+        shared |= dict(
+            in_channels=[8] * stages, feature_strides=[4, 8, 16, 32][:stages]
+        )
     else:
         neck = None
         shared |= dict(in_channels=dims, pool_scales=pool_scales)
