@@ -2,8 +2,7 @@
 
 Importing the package, as ``custom_imports = dict(imports=['mmseg_twins'])`` does in
 a config, lets mmsegmentation run on current PyTorch (:mod:`mmseg_twins.compat`) and
-registers the backbones. ``python -m mmseg_twins`` says what keeps it from working on a
-machine.
+registers the backbones. ``python -m mmseg_twins`` diagnoses an installation.
 """
 
 from __future__ import annotations
