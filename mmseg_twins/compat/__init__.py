@@ -1,17 +1,16 @@
-"""Lets mmsegmentation 1.2.2 run on current PyTorch, with or without mmcv's ops.
+"""Let mmsegmentation 1.2.2 run on current PyTorch, with or without mmcv's ops.
 
-:func:`activate`, called when ``mmseg_twins`` is imported, checks the versions that
-it stands on and then does what is needed and no more:
+:func:`activate`, called when ``mmseg_twins`` is imported, checks the installed versions
+and then applies these patches:
 
 * :mod:`.ops`: with mmcv-lite, a stand-in for ``mmcv.ops``, which four modules of
   mmsegmentation import whether they use it or not;
 * :mod:`.checkpoints`: mmengine reads checkpoints with
-  :mod:`mmseg_twins.checkpoints.reading`: safely, safetensors included;
-* :mod:`.cpu_processes`: mmengine's runner trains in several processes on machines
-  without an accelerator;
-* :mod:`.fsdp`: mmengine's FSDPStrategy resumes, and trains on such machines too.
+  :mod:`mmseg_twins.checkpoints.reading`: safely, and in the safetensors format too;
+* :mod:`.cpu_processes`: mmengine trains in several processes without an accelerator;
+* :mod:`.fsdp`: mmengine's FSDPStrategy resumes, and trains without an accelerator.
 
-``MMSEG_TWINS_COMPAT=0`` in the environment switches all of it off.
+``MMSEG_TWINS_COMPAT=0`` in the environment switches all of them off.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from .versions import check_versions
 
 @functools.cache
 def activate() -> bool:
-    """Do all of the above, once in a process; later calls do nothing.
+    """Apply the patches once in a process; later calls do nothing.
 
     Returns:
         Whether compat is active: False if ``MMSEG_TWINS_COMPAT`` is ``0``.
 
     Raises:
-        ImportError: mmcv or mmsegmentation is missing or of a version that cannot
-            work; the message has the command that mends it.
+        ImportError: mmcv or mmsegmentation is missing or of an unsupported version;
+            the message has the command that fixes it.
     """
     if os.environ.get('MMSEG_TWINS_COMPAT') == '0':
         return False
     check_versions()
-    # These import mmcv and mmengine, whose versions had to be looked at first.
+    # These import mmcv and mmengine, whose versions have to be checked first.
     from . import checkpoints, cpu_processes, fsdp, ops
 
     ops.install_stand_in()

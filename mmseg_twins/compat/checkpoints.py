@@ -1,13 +1,11 @@
-"""Lets mmengine read checkpoints with the package's reader.
+"""Let mmengine read checkpoints with the package's reader.
 
-PyTorch 2.6 and later refuse classes that a checkpoint names and that nobody has
-allowed, such as those in mmengine's own checkpoints; mmengine's downloads allow
-anything.
+PyTorch 2.6 and later refuse the classes in mmengine's own checkpoints, unless they are
+allowed one by one; in its downloads, mmengine allows any class.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mmengine.runner import CheckpointLoader, checkpoint
@@ -19,34 +17,19 @@ from ..checkpoints.reading import read_checkpoint
 
 def patch_loaders() -> None:
     """Replace mmengine's loader of local files, and its function for downloads."""
-    allow_harmless_classes()  # also for who calls `torch.load` directly
+    allow_harmless_classes()  # for direct calls of `torch.load`
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
     checkpoint.load_url = load_url
 
 
 def load_from_local(filename: str, map_location=None) -> dict:
-    """Read a local file; mmengine's log names the loader from its tenth letter on.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: it cannot be read.
-    """
-    path = Path(os.path.expanduser(filename))
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} can not be found.')
-    return read_checkpoint(path, map_location)
+    """Read a local file; mmengine logs this function's name from its tenth letter."""
+    return read_checkpoint(Path(filename).expanduser(), map_location)
 
 
 def load_url(
     url: str, model_dir: str | None = None, map_location=None, progress: bool = True
 ) -> dict:
-    """Download a file, unless an earlier download is there, and read it.
-
-    The arguments are those of ``torch.hub.load_state_dict_from_url``.
-
-    Raises:
-        OSError: it cannot be downloaded.
-        CheckpointError: it cannot be read.
-    """
+    """Replace ``torch.hub.load_state_dict_from_url``, with the same arguments."""
     folder = Path(model_dir) if model_dir else None
     return read_checkpoint(fetch(url, folder, progress=progress), map_location)

@@ -1,11 +1,10 @@
-"""Lets mmengine train in several processes without an accelerator.
+"""Let mmengine train in several processes without an accelerator.
 
-mmengine 0.10.7 calls ``torch.cuda.set_device`` for launcher ``pytorch``, gives
-DistributedDataParallel a device number that a CPU module must not have, and leaves
-PyTorch's SyncBatchNorm in place, which refuses CPU tensors. In ``Runner`` all of that
-is mended here; of ``FlexibleRunner``'s strategies the first, and :mod:`.fsdp` mends the
-others for the one that shards. Its DDPStrategy keeps them: ``Runner`` does the same
-work. Where a machine has an accelerator nothing changes.
+mmengine 0.10.7 calls ``torch.cuda.set_device`` for launcher ``pytorch``, passes
+DistributedDataParallel a device number, which CPU modules must not have, and keeps
+PyTorch's SyncBatchNorm, which refuses CPU tensors. All three are fixed in ``Runner``,
+and the first in the strategies of ``FlexibleRunner``; :mod:`.fsdp` fixes the others in
+its FSDPStrategy. Nothing changes on machines with an accelerator.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ def runs_on_cpu_processes(runner: Runner) -> bool:
 
 
 def start_gloo(seconds: float | None) -> None:
-    """Start the process group, which mmengine leaves as it is once it exists."""
+    """Start the process group; mmengine uses one that exists already."""
     timeout = {} if seconds is None else {'timeout': timedelta(seconds=seconds)}
     torch.distributed.init_process_group('gloo', **timeout)
-    # Its threads have to end before the process does, which may abort otherwise.
+    # The process may abort if the group's threads are still running when it ends.
     atexit.register(stop_gloo)
 
 
 def stop_gloo() -> None:
-    """End the process group, if nothing else has."""
+    """End the process group, if it is still running."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -78,10 +77,7 @@ def patch_runner() -> None:
 
 
 def patch_strategies() -> None:
-    """Let the strategies that use several processes start them with gloo.
-
-    :mod:`.fsdp` does the rest for the sharding one.
-    """
+    """Let the strategies for several processes use gloo."""
     setup_distributed = DDPStrategy._setup_distributed
 
     @functools.wraps(setup_distributed)

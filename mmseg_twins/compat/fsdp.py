@@ -1,9 +1,9 @@
-"""Lets mmengine's FSDPStrategy resume, and train without an accelerator.
+"""Let mmengine's FSDPStrategy resume, and train without an accelerator.
 
 mmengine 0.10.7 passes the arguments of ``optim_state_dict_to_load`` in the order of
-PyTorch 2.0, with which no training resumes. On a CPU it names a GPU as the device to
-shard on; and the state dict that it asks for, "offloaded" to where it is already, reads
-memory that PyTorch has freed (torch/distributed/fsdp/_state_dict_utils.py).
+PyTorch 2.0, so that no training resumes. On a CPU it passes a GPU as the device for the
+shards; and offloading the state dict to the CPU, where it is already, reads memory that
+PyTorch has freed (torch/distributed/fsdp/_state_dict_utils.py).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 
 def patch_strategy() -> None:
-    """Replace what does not work; nothing where mmengine has no FSDPStrategy."""
+    """Replace the two methods, if mmengine has an FSDPStrategy."""
     try:
         from mmengine._strategy import FSDPStrategy
-    except ImportError:  # mmengine leaves it out where its import fails
+    except ImportError:  # mmengine omits it if its import fails
         return
     wrap_model = FSDPStrategy._wrap_model
 
@@ -31,8 +31,10 @@ def patch_strategy() -> None:
         if get_device() == 'cpu' and not is_model_wrapper(model):
             model = revert_sync_batchnorm(model)
             self.model_wrapper = {'device_id': 'cpu', **(self.model_wrapper or {})}
-            self.state_dict_config = stay(self.state_dict_config)
-            self.optim_state_dict_config = stay(self.optim_state_dict_config)
+            self.state_dict_config = without_cpu_offload(self.state_dict_config)
+            self.optim_state_dict_config = without_cpu_offload(
+                self.optim_state_dict_config
+            )
         return wrap_model(self, model)
 
     def load_optim_state_dict(self: DDPStrategy, state_dict: dict) -> None:
@@ -47,6 +49,6 @@ def patch_strategy() -> None:
     FSDPStrategy.load_optim_state_dict = load_optim_state_dict
 
 
-def stay(config):
-    """A config of PyTorch's for state dicts, without a move to the CPU."""
+def without_cpu_offload(config):
+    """Return one of PyTorch's configs for state dicts that moves nothing to the CPU."""
     return dataclasses.replace(config, offload_to_cpu=False)

@@ -29,25 +29,17 @@ def missing(name: str) -> ModuleNotFoundError:
 
 
 def load_ext(name: str, funcs: list[str]) -> ModuleType:
-    """Take the place of the function by which mmcv's ops load their compiled code.
-
-    Raises:
-        ModuleNotFoundError: always.
-    """
+    """Replace the function by which mmcv's ops load their compiled code."""
     raise missing(funcs[0])
 
 
 def sigmoid_focal_loss(*args, **kwargs):
-    """Take the place of the compiled focal loss, which only CUDA tensors use.
-
-    Raises:
-        ModuleNotFoundError: always.
-    """
+    """Replace the compiled focal loss, which only CUDA tensors use."""
     raise missing('sigmoid_focal_loss')
 
 
 class StandIn(ModuleType):
-    """The module ``mmcv.ops`` as far as it works without compiled code."""
+    """The part of ``mmcv.ops`` that works without compiled code."""
 
     def __getattr__(self, name: str):
         # Python itself looks for dunder names and expects AttributeError.
@@ -71,10 +63,10 @@ def install_stand_in() -> None:
     sys.modules['mmcv.ops'] = mmcv.ops = module
     ext_loader.load_ext = load_ext
     point_sample = importlib.import_module('mmcv.ops.point_sample')
-    # The submodule's import has bound its own name; the function goes over it.
+    # Importing the submodule has set this attribute to the submodule.
     module.point_sample = point_sample.point_sample
     module.sigmoid_focal_loss = sigmoid_focal_loss
     with warnings.catch_warnings():
-        # It warns that an op is missing which nothing here uses.
+        # It warns about a missing op that nothing here uses.
         warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformable')
         importlib.import_module('mmcv.cnn.bricks.transformer')

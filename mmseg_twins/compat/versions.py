@@ -1,8 +1,8 @@
-"""Which mmcv and mmsegmentation the package stands on.
+"""Check the installed versions of mmcv and mmsegmentation.
 
-mmsegmentation 1.2.2 asserts mmcv<2.2.0 when it is imported; asked for here, before that
-import, the answer is one sentence with the remedy. The lower bounds are the versions
-that the tests have been run with (requirements/oldest.txt).
+mmsegmentation 1.2.2 asserts mmcv<2.2.0 when it is imported; a check before that import
+can name the command that fixes it. The lower bounds are the minimum versions that the
+tests have been run with (requirements/oldest.txt).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ INSTALL_MMSEG = f'pip install mmsegmentation=={MMSEG_MIN}'
 
 
 def installed(*distributions: str) -> dict[str, Version]:
-    """The versions of those distributions that are installed, by name."""
+    """Return the versions of those distributions that are installed, by name."""
     versions = {}
     for name in distributions:
         try:
@@ -32,7 +32,7 @@ def check_versions() -> None:
     """Check that mmcv or mmcv-lite, and mmsegmentation, are installed.
 
     Raises:
-        ImportError: one is missing or of a version that cannot work.
+        ImportError: one is missing or of an unsupported version.
     """
     mmcv = installed('mmcv', 'mmcv-lite')
     if not mmcv:
