@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import Size, Tensor
 
+from .errors import CheckpointError
+
+DATA_PARALLEL = re.compile(r'^(module\.)+')
 NAMED = 3  # tensors that a sentence names
 
 
@@ -98,8 +102,20 @@ def without(state: Mapping[str, Tensor], modules: Collection[str]) -> dict[str, 
 
 
 def strip_data_parallel(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict without the ``module.`` that DataParallel puts in front."""
-    return {name.removeprefix('module.'): value for name, value in state.items()}
+    """Return a state dict without the ``module.`` that DataParallel puts in front.
+
+    Raises:
+        CheckpointError: two tensors have the same name then.
+    """
+    stripped: dict[str, Tensor] = {}
+    for name, value in state.items():
+        short = DATA_PARALLEL.sub('', name)
+        if short in stripped:
+            raise CheckpointError(
+                f"{short!r} is there twice, with and without 'module.' in front"
+            )
+        stripped[short] = value
+    return stripped
 
 
 def shape_of(shape: Size) -> str:

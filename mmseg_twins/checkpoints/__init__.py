@@ -1,1 +1,1 @@
-"""Reads, converts, verifies and writes checkpoints of every Twins layout."""
+"""Read, convert, verify and write checkpoints of every Twins layout."""

@@ -11,19 +11,19 @@ from mmseg.registry import DATASETS
 
 
 def find_dataset_meta(cfg: Config, meta: Mapping, num_classes: int) -> dict:
-    """Find classes and palette: a checkpoint's own, or else its config's.
+    """Return classes and palette: the checkpoint's, or else the config's.
 
     Args:
-        cfg: its ``test_dataloader.dataset`` is asked where the checkpoint says nothing.
+        cfg: its ``test_dataloader.dataset`` is used if the checkpoint has no classes.
         meta: the checkpoint's ``meta``, as mmcv 1.x or mmengine writes it.
-        num_classes: labels that the model can predict.
+        num_classes: number of labels that the model can predict.
 
     Returns:
         ``classes``, a tuple of names, and ``palette``, an RGB triple for each. Without
-        a palette, the colors are random ones, the same each time.
+        a palette, the colors are random, and the same each time.
 
     Raises:
-        ValueError: neither names the classes, or there are more labels than names.
+        ValueError: neither has the classes, or there are more labels than names.
     """
     stored, origin = stored_meta(meta), 'the checkpoint'
     if not stored.get('classes'):
@@ -50,7 +50,7 @@ def find_dataset_meta(cfg: Config, meta: Mapping, num_classes: int) -> dict:
 
 
 def configured_meta(cfg: Config) -> dict:
-    """Return what the class and the ``metainfo`` of a config's test dataset say."""
+    """Return the ``METAINFO`` and ``metainfo`` of a config's test dataset."""
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     while 'dataset' in dataset:  # one that repeats or cuts another
         dataset = dataset['dataset']
@@ -65,7 +65,7 @@ def configured_meta(cfg: Config) -> dict:
 def stored_meta(meta: Mapping) -> dict:
     """Return the ``classes`` and the ``palette`` of mmengine's or mmcv 1.x's ``meta``.
 
-    What is no list of names, or of RGB triples, is left out.
+    Anything but a list of names, or of RGB triples, is left out.
     """
     modern = meta.get('dataset_meta')
     found = modern if isinstance(modern, Mapping) else {}

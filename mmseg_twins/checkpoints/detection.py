@@ -1,22 +1,27 @@
-"""What a state dict is: which project's layout, which family, which size.
+"""What a state dict is: its project's layout, its variant and its heads.
 
-Found from names and shapes alone, and by most of them, so that a checkpoint with a
-tensor too many or too few is still known for what it was meant to be.
+These follow from names and shapes alone, and by majority, so that a checkpoint with a
+tensor too many or too few is still recognized, and can be described as such.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
+import torch
+from mmengine.model import BaseModule
 from torch import Size, Tensor
 
 from ..errors import CheckpointError
+from ..state_dicts import compare
 from .layouts import LAYOUTS, Layout
-from .models import VARIANTS, backbone_tensors
+from .models import VARIANTS, Heads, build_model
 from .patterns import Renaming, compile_template
 
-DATA_PARALLEL = 'module.'
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -25,116 +30,156 @@ class Detected:
 
     Attributes:
         layout: its project's layout.
-        variant: the nearest variant, such as ``'svt-s'``.
-        dropped: its names that have no place in the target.
-        classifier: whether it is a classifier's backbone, as ImageNet's checkpoints
-            are.
+        variant: such as ``'svt-s'``.
+        title: such as ``'official classifier'``.
+        heads: of a segmentor; None for a backbone.
+        model: the model that it is for, on the meta device.
+        renaming: from its names to mmsegmentation's.
+        prefix: what precedes mmsegmentation's names in the model's, to be removed.
+        kept: its tensors that have a place in the model.
+        dropped: the names of the others.
     """
 
     layout: Layout
     variant: str
+    title: str
+    heads: Heads | None
+    model: BaseModule
+    renaming: Renaming
+    prefix: str
+    kept: Mapping[str, Tensor]
     dropped: tuple[str, ...]
-    classifier: bool = False
-
-    @property
-    def family(self) -> str:
-        """``'pcpvt'`` or ``'svt'``."""
-        return self.variant.split('-')[0]
-
-    @property
-    def title(self) -> str:
-        """What it is, for people."""
-        kind = 'classifier' if self.classifier else 'backbone'
-        kind = 'segmentor' if self.layout.is_segmentor else kind
-        return f'{self.layout.project} {kind}'
 
 
-def strip_data_parallel(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take away the ``module.`` that DataParallel puts in front of names.
-
-    Raises:
-        CheckpointError: two tensors have the same name then.
-    """
-    stripped: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        short = name
-        while short.startswith(DATA_PARALLEL):
-            short = short.removeprefix(DATA_PARALLEL)
-        if short in stripped:
-            raise CheckpointError(
-                f'two sources for one target: {short!r} is there with and without '
-                f'{DATA_PARALLEL!r} in front'
-            )
-        stripped[short] = tensor
-    return stripped
-
-
-def detect(shapes: Mapping[str, Size]) -> Detected:
-    """Say what a state dict is.
+def detect(
+    state: Mapping[str, Tensor], *, variant: str | None, backbone_only: bool
+) -> Detected:
+    """Detect what a state dict is, and check that it is that completely.
 
     Args:
-        shapes: shapes by name, without ``module.``.
+        state: tensors by name, without ``module.``.
+        variant: the variant that it must be; None for any.
+        backbone_only: whether to drop a segmentor's heads.
 
     Raises:
-        CheckpointError: it is no Twins.
+        CheckpointError: it is no Twins, of another variant, or has a tensor too many,
+            too few, or of another shape or type than the model.
     """
-    layout, family, matched = max(
-        (
-            (layout, family, count_backbone(layout, family, shapes))
-            for layout in LAYOUTS
-            for family in ('pcpvt', 'svt')
-        ),
-        key=lambda candidate: candidate[2],
+    layout, family = detect_layout(state)
+    found = detect_variant(state, layout, family)
+    kept, dropped = split_state(state, layout, family, backbone_only)
+    is_classifier = not layout.prefix and any('head.' in name for name in dropped)
+    kind = 'segmentor' if layout.heads else 'backbone'
+    if is_classifier and not any(name.startswith('norm_list.') for name in state):
+        kind = 'classifier'
+    title = f'{layout.project} {kind}'
+    if variant not in (None, found):
+        raise CheckpointError(f'this is {found} ({title}), not {variant}')
+    renaming = Renaming((*layout.backbone, *layout.heads), family)
+    heads = None
+    if layout.heads and not backbone_only:
+        targets = {renaming.target(name): kept[name].shape for name in kept}
+        heads = Heads.of({name: targets[name] for name in targets if name})
+    model = build_model(found, heads)
+    prefix = 'backbone.' if layout.heads and backbone_only else ''
+    wanted = renaming.backwards(
+        {prefix + name: tensor for name, tensor in model.state_dict().items()}
     )
-    inside = [name for name in shapes if name.startswith(layout.prefix)]
-    if 2 * matched <= len(inside) or not matched:
-        examples = ', '.join(repr(name) for name in list(shapes)[:3])
+    differences = compare(
+        wanted, kept, ignored=allowed_missing(layout, family, wanted, kept)
+    )
+    if differences:
         raise CheckpointError(
-            f'this is no Twins checkpoint: {matched} of its {len(shapes)} tensors are '
-            f'named as those of a Twins backbone are (it begins with {examples})'
+            f'this is closest to the {title} of {found}, but {differences}'
         )
-    patterns = [compile_template(name, family) for name in layout.may_drop]
-    dropped = tuple(
-        name for name in shapes if any(pattern.fullmatch(name) for pattern in patterns)
+    check_types(kept, wanted)
+    return Detected(
+        layout, found, title, heads, model, renaming, prefix, kept, tuple(dropped)
     )
+
+
+def detect_layout(names: Iterable[str]) -> tuple[Layout, str]:
+    """Return the layout and family whose backbone has most of the names.
+
+    Raises:
+        CheckpointError: there is none that has most of them.
+    """
+    names = list(names)
+    matches = {}
+    for layout, family in itertools.product(LAYOUTS, ('pcpvt', 'svt')):
+        targets = map(Renaming(layout.backbone, family).target, names)
+        matches[layout, family] = sum(target is not None for target in targets)
+    layout, family = max(matches, key=matches.__getitem__)
+    matched = matches[layout, family]
+    if 2 * matched <= sum(name.startswith(layout.prefix) for name in names):
+        examples = ', '.join(map(repr, names[:3])) or 'nothing'
+        raise CheckpointError(
+            f'this is no Twins checkpoint: {matched} of its {len(names)} tensors have '
+            f'names of a Twins backbone (it begins with {examples})'
+        )
+    return layout, family
+
+
+def detect_variant(state: Mapping[str, Tensor], layout: Layout, family: str) -> str:
+    """Return the variant whose backbone differs in the fewest tensors."""
     renaming = Renaming(layout.backbone, family)
     found = {
-        name: shape
-        for name, shape in shapes.items()
-        if renaming.target(name) is not None
+        name: tensor.shape for name, tensor in state.items() if renaming.target(name)
     }
-    variant = min(
-        (variant for variant in VARIANTS if variant.startswith(family)),
-        key=lambda variant: count_differences(
-            found, expected_backbone(layout, variant)
-        ),
+
+    def count_differences(variant: str) -> int:
+        wanted = backbone_shapes(layout, variant)
+        return sum(found.get(name) != wanted.get(name) for name in found | wanted)
+
+    variants = [variant for variant in VARIANTS if variant.startswith(family)]
+    return min(variants, key=count_differences)
+
+
+@cache
+def backbone_shapes(layout: Layout, variant: str) -> dict[str, Size]:
+    """Return the shapes of a variant's backbone by a layout's names."""
+    prefix = 'backbone.' if layout.heads else ''
+    tensors = build_model(variant).state_dict()
+    state = Renaming(layout.backbone, variant.split('-')[0]).backwards(
+        {prefix + name: tensor for name, tensor in tensors.items()}
     )
-    has_head = any(name.startswith('head.') for name in dropped)
-    has_stage_norms = any(name.startswith('norm_list.') for name in shapes)
-    return Detected(layout, variant, dropped, has_head and not has_stage_norms)
-
-
-def count_backbone(layout: Layout, family: str, names: Iterable[str]) -> int:
-    """How many names belong to a backbone of a layout and family."""
-    renaming = Renaming(layout.backbone, family)
-    return sum(
-        name.startswith(layout.prefix) and renaming.target(name) is not None
-        for name in names
-    )
-
-
-def expected_backbone(layout: Layout, variant: str) -> dict[str, Size]:
-    """The shapes of a variant's backbone by a layout's names."""
-    tensors = backbone_tensors(variant)
-    if layout.is_segmentor:
-        tensors = {f'backbone.{name}': tensor for name, tensor in tensors.items()}
-    renaming = Renaming(layout.backbone, variant.split('-')[0])
-    state = renaming.backwards(tensors).state
     return {name: tensor.shape for name, tensor in state.items()}
 
 
-def count_differences(found: Mapping[str, Size], expected: Mapping[str, Size]) -> int:
-    """How many tensors are missing, too many, or of another shape."""
-    return sum(
-        found.get(name) != expected.get(name) for name in found.keys() | expected.keys()
-    )
+def split_state(
+    state: Mapping[str, Tensor], layout: Layout, family: str, backbone_only: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors that are converted, and the names of those that are not."""
+    patterns = [compile_template(template, family) for template in layout.may_drop]
+    dropped = [
+        name
+        for name in state
+        if any(pattern.fullmatch(name) for pattern in patterns)
+        or (backbone_only and not name.startswith(layout.prefix))
+    ]
+    without = set(dropped)
+    return {name: state[name] for name in state if name not in without}, dropped
+
+
+def allowed_missing(
+    layout: Layout, family: str, wanted: Iterable[str], found: Mapping[str, Tensor]
+) -> list[str]:
+    """Return the names that may be missing together, unless one of them is found."""
+    patterns = [compile_template(name, family) for name in layout.may_be_missing]
+    names = [name for name in wanted if any(p.fullmatch(name) for p in patterns)]
+    return [] if any(name in found for name in names) else names
+
+
+def check_types(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Check that weights are dense floating-point numbers, and counters whole ones.
+
+    Raises:
+        CheckpointError: one is not; the message names it.
+    """
+    for name, tensor in found.items():
+        allowed = FLOATS if wanted[name].is_floating_point() else (torch.int64,)
+        if tensor.layout != torch.strided or tensor.dtype not in allowed:
+            raise CheckpointError(
+                f'{name!r} is a tensor of {tensor.dtype} ({tensor.layout}), expected a '
+                f'dense one of {" or ".join(map(str, allowed))}'
+            )

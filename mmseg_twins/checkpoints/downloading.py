@@ -20,7 +20,7 @@ from rich.progress import wrap_file
 
 from ..errors import CheckpointError
 from ..version import __version__
-from .reading import sha256
+from .reading import file_format, sha256
 from .writing import replacing
 
 try:
@@ -28,10 +28,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-SCHEMES = ('http', 'https')
 TIMEOUT = 60  # seconds without an answer
-# As published names have it: `-`, the beginning of the digest, the ending. A date of
-# eight digits is none.
+# The end of published names: `-`, the beginning of the digest, the suffix. Eight digits
+# that are a date are none.
 HASH = re.compile(r'-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.[a-z]+$')
 
 
@@ -41,22 +40,19 @@ def is_url(source: str) -> bool:
 
 
 def fetch(url: str, folder: Path | None = None, *, progress: bool = True) -> Path:
-    """Download a file, unless an earlier download is there.
+    """Download a checkpoint, unless an earlier download exists, and return its path.
 
     Args:
-        url: begins with ``http://`` or ``https://``. Where the file's name has a hash,
+        url: begins with ``http://`` or ``https://``. If the file's name has a hash,
             such as ``alt_gvt_small_20220308-7e1c3695.pth``, the file's SHA-256 digest
             must begin with it.
-        folder: where the file is kept; PyTorch's ``$TORCH_HOME/hub/checkpoints`` by
-            default. Of several processes that want it at once, one downloads.
-        progress: whether to show how far the download is, on stderr.
-
-    Returns:
-        The file.
+        folder: where to keep the file; ``$TORCH_HOME/hub/checkpoints`` by default. If
+            several processes want the same file, one of them downloads it.
+        progress: whether to show the progress on stderr.
 
     Raises:
-        CheckpointError: the URL cannot be downloaded, or what comes is cut short, has
-            another hash or is no checkpoint. Nothing is kept then.
+        CheckpointError: the URL cannot be downloaded, or the download is incomplete,
+            has another hash or is no checkpoint. Nothing is kept then.
         OSError: the download failed.
     """
     name = file_name(url)
@@ -69,14 +65,33 @@ def fetch(url: str, folder: Path | None = None, *, progress: bool = True) -> Pat
         if path.is_file() and sha256(path).startswith(prefix):
             if progress:
                 print(f'using the earlier download {path}', file=sys.stderr)
-            return path
-        download(url, path, prefix, progress=progress)
+        else:
+            download(url, path, prefix, progress=progress)
     return path
+
+
+def file_name(url: str) -> str:
+    """Return the name of the file that a URL ends in.
+
+    Raises:
+        CheckpointError: the URL cannot be downloaded.
+    """
+    try:
+        parts = urlsplit(url)
+        name = Path(unquote(parts.path)).name
+        if parts.scheme in ('http', 'https') and parts.hostname and name:
+            return name
+    except ValueError:  # invalid brackets or port
+        pass
+    raise CheckpointError(
+        f'{url} cannot be downloaded; give a path, or a URL that begins with http:// '
+        'or https:// and ends in the name of a file'
+    )
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, where the system has any."""
+    """Hold a folder's lock, where the system has locks."""
     if fcntl is None:
         yield
         return
@@ -97,54 +112,21 @@ def download(url: str, path: Path, prefix: str, *, progress: bool) -> None:
             replacing(path, force=True) as temporary,
         ):
             receive(response, temporary, path.name, progress)
-            check_digest(url, sha256(temporary), prefix)
-            check_beginning(url, temporary)
+            digest = sha256(temporary)
+            if not digest.startswith(prefix):
+                raise CheckpointError(
+                    f'{url} gives another file than its name says: its sha256 begins '
+                    f'with {digest[: len(prefix)]}, expected {prefix}; it was not kept'
+                )
+            file_format(temporary, f'the download from {url}')
     except (OSError, HTTPException) as error:
         # An HTTPError's reason lacks the status.
         known = None if isinstance(error, HTTPError) else getattr(error, 'reason', None)
-        reason = known or error
-        raise OSError(f'{url} could not be downloaded ({reason})') from None
-
-
-def check_beginning(url: str, path: Path) -> None:
-    """Check that a download is no web page, which a dead host may give instead.
-
-    Raises:
-        CheckpointError: it is one.
-    """
-    with path.open('rb') as file:
-        start = file.read(64).lstrip()
-    if start.startswith(b'<'):
-        raise CheckpointError(
-            f'{url} gives a web page, not a checkpoint; it was not kept'
-        )
-
-
-def file_name(url: str) -> str:
-    """Return the name of the file that a URL ends in.
-
-    Raises:
-        CheckpointError: the URL is none that can be downloaded.
-    """
-    try:
-        parts = urlsplit(url)
-        name = Path(unquote(parts.path)).name
-        if parts.scheme in SCHEMES and parts.hostname and name:
-            return name
-    except ValueError:  # brackets or a port that are none
-        pass
-    raise CheckpointError(
-        f'{url} cannot be downloaded; give a path, or a URL that begins with http:// '
-        'or https:// and ends in the name of a file'
-    )
+        raise OSError(f'{url} could not be downloaded ({known or error})') from None
 
 
 def receive(response: HTTPResponse, path: Path, name: str, progress: bool) -> None:
-    """Write what a server sends to a file.
-
-    Raises:
-        CheckpointError: it is shorter than the server said.
-    """
+    """Write a response to a file, and check that it is complete."""
     stated = response.headers.get('Content-Length')
     size = int(stated) if stated and stated.isdigit() else None
     console = Console(stderr=True)
@@ -163,17 +145,4 @@ def receive(response: HTTPResponse, path: Path, name: str, progress: bool) -> No
         raise CheckpointError(
             f'the download of {name} broke off after {received} of {size} bytes; try '
             'again'
-        )
-
-
-def check_digest(url: str, digest: str, prefix: str) -> None:
-    """Compare a download with the hash in its name.
-
-    Raises:
-        CheckpointError: they differ.
-    """
-    if not digest.startswith(prefix):
-        raise CheckpointError(
-            f'what {url} gives is not what its name says: its sha256 begins with '
-            f'{digest[: len(prefix)]}, expected {prefix}; it was not kept'
         )

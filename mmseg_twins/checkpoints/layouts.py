@@ -1,8 +1,8 @@
-"""The layouts of Twins checkpoints, and the tables that lead to mmsegmentation's.
+"""The layouts of Twins checkpoints, and the tables that convert their names.
 
-One table per pair of layouts, reversible: read from left to right they convert to
-mmsegmentation 1.x, from right to left they convert back. What the slots in braces
-stand for, and how a table is applied, is in :mod:`.patterns`.
+There is one table per pair of layouts. Read from left to right it converts to
+mmsegmentation 1.x, from right to left it converts back. :mod:`.patterns` explains the
+slots in braces and applies the tables.
 
 Facts: Meituan-AutoML/Twins ``gvt.py`` (timm's names are the same), SSSegmentation
 ``modules/models/segmentors/upernet`` and ``modules/backbones/twins.py``,
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .patterns import Rule, concatenate, rename
+from .patterns import Rule, rename
 
 # fmt: off
 OFFICIAL_BACKBONE = (
@@ -24,9 +24,9 @@ OFFICIAL_BACKBONE = (
     rename('blocks.{i}.{j}.norm1.{p}',       'layers.{i}.{j}.norm1.{p}'),
     rename('blocks.{i}.{lsa}.attn.qkv.{p}',  'layers.{i}.{lsa}.attn.qkv.{p}'),
     rename('blocks.{i}.{lsa}.attn.proj.{p}', 'layers.{i}.{lsa}.attn.proj.{p}'),
-    concatenate(('blocks.{i}.{gsa}.attn.q.{p}',
-                 'blocks.{i}.{gsa}.attn.kv.{p}'),
-                shares=(1, 2),        target='layers.{i}.{gsa}.attn.attn.in_proj_{p}'),
+    Rule(('blocks.{i}.{gsa}.attn.q.{p}',
+          'blocks.{i}.{gsa}.attn.kv.{p}'),   'layers.{i}.{gsa}.attn.attn.in_proj_{p}',
+         shares=(1, 2)),
     rename('blocks.{i}.{gsa}.attn.proj.{p}', 'layers.{i}.{gsa}.attn.attn.out_proj.{p}'),
     rename('blocks.{i}.{gsa}.attn.sr.{p}',   'layers.{i}.{gsa}.attn.sr.{p}'),
     rename('blocks.{i}.{gsa}.attn.norm.{p}', 'layers.{i}.{gsa}.attn.norm.{p}'),
@@ -36,7 +36,7 @@ OFFICIAL_BACKBONE = (
     rename('norm_list.{i}.{p}',              'norm_list.{i}.{p}'),
 )
 
-# SSSegmentation's backbone has mmsegmentation's names; its heads are their own.
+# SSSegmentation's backbone has mmsegmentation's names; its heads have others.
 SSSEG_HEADS = (
     #      SSSegmentation                    mmsegmentation
     rename('ppm_net.branches.{i}.1.{p}',     'decode_head.psp_modules.{i}.1.conv.{p}'),
@@ -65,15 +65,15 @@ MMSEG_HEADS = (
 
 MMSEG_BACKBONE = tuple(rename(rule.target, rule.target) for rule in OFFICIAL_BACKBONE)
 
-# What the official classes hold beside the backbone: an ImageNet classifier and the
-# norm before it. mmsegmentation's own converter leaves that norm in its files.
+# What the official models have beside the backbone: an ImageNet classifier and the norm
+# before it. mmsegmentation's own converter leaves that norm in its files.
 CLASSIFIER = ('head.{rest}', 'norm.{p}')
-# SVT's norms after the stages are new in segmentation: no classifier has them.
+# Only segmentation adds norms after SVT's stages: no classifier has them.
 STAGE_NORMS = ('norm_list.{i}.{p}',)
 
 
 def in_segmentor(rules: tuple[Rule, ...], source: str) -> tuple[Rule, ...]:
-    """A backbone's rules with the prefixes that it has in whole segmentors."""
+    """Return a backbone's rules with the prefixes of whole segmentors."""
     return tuple(
         Rule(
             tuple(source + name for name in rule.sources),
@@ -90,70 +90,57 @@ class Layout:
 
     Attributes:
         project: ``'official'``, ``'sssegmentation'`` or ``'mmsegmentation'``.
-        is_segmentor: whether there is more than a backbone.
-        prefix: what stands before the backbone's names.
-        backbone: rules for the backbone, which also tell the layout.
-        heads: rules for everything else.
+        backbone: rules for the backbone, by which the layout is detected.
+        prefix: what precedes the backbone's names; empty for a bare backbone.
+        heads: rules for everything else in a segmentor.
         may_drop: templates of names that have no place in the target.
-        may_be_missing: templates of the target's names that the source may lack, all
-            of them together.
+        may_be_missing: templates of names that the source may lack, but only all of
+            them together.
     """
 
     project: str
-    is_segmentor: bool
-    prefix: str
     backbone: tuple[Rule, ...]
+    prefix: str = ''
     heads: tuple[Rule, ...] = ()
     may_drop: tuple[str, ...] = ()
     may_be_missing: tuple[str, ...] = ()
+
+    @property
+    def is_segmentor(self) -> bool:
+        """Return whether there is more than a backbone."""
+        return bool(self.heads)
 
 
 LAYOUTS = (
     Layout(
         'official',
-        is_segmentor=False,
-        prefix='',
-        backbone=OFFICIAL_BACKBONE,
+        OFFICIAL_BACKBONE,
         may_drop=CLASSIFIER,
         may_be_missing=STAGE_NORMS,
     ),
     Layout(
         'official',
-        is_segmentor=True,
+        in_segmentor(OFFICIAL_BACKBONE, 'backbone.'),
         prefix='backbone.',
-        backbone=in_segmentor(OFFICIAL_BACKBONE, 'backbone.'),
         heads=MMSEG_HEADS,
         may_drop=tuple('backbone.' + name for name in CLASSIFIER),
     ),
     Layout(
         'sssegmentation',
-        is_segmentor=True,
+        in_segmentor(MMSEG_BACKBONE, 'backbone_net.'),
         prefix='backbone_net.',
-        backbone=in_segmentor(MMSEG_BACKBONE, 'backbone_net.'),
         heads=SSSEG_HEADS,
     ),
     Layout(
         'mmsegmentation',
-        is_segmentor=False,
-        prefix='',
-        backbone=MMSEG_BACKBONE,
+        MMSEG_BACKBONE,
         may_drop=CLASSIFIER,
         may_be_missing=STAGE_NORMS,
     ),
     Layout(
         'mmsegmentation',
-        is_segmentor=True,
+        in_segmentor(MMSEG_BACKBONE, 'backbone.'),
         prefix='backbone.',
-        backbone=in_segmentor(MMSEG_BACKBONE, 'backbone.'),
         heads=MMSEG_HEADS,
     ),
 )
-
-
-def find_layout(project: str, is_segmentor: bool) -> Layout:
-    """The layout of a project's backbones, or of its segmentors."""
-    return next(
-        layout
-        for layout in LAYOUTS
-        if (layout.project, layout.is_segmentor) == (project, is_segmentor)
-    )

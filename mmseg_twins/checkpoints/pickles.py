@@ -2,15 +2,14 @@
 
 ``torch.load(weights_only=True)`` runs no code of a file, but two things are missing.
 
-It refuses the classes that mmengine's checkpoints hold: training curves as
-``HistoryBuffer`` with numpy arrays. :func:`allow_harmless_classes` admits these and
-nothing else.
+It refuses the classes in mmengine's checkpoints: training curves as ``HistoryBuffer``
+with numpy arrays. :func:`allow_harmless_classes` allows these and nothing else.
 
-And a few bytes can still crash it or fill the memory: a deep enough tuple as a key
+And a few bytes can still crash it or exhaust the memory: a deeply nested tuple as a key
 overflows the interpreter's stack, ``bytearray(10**10)`` is allowed, and so is encoding
-one long string a million times. :func:`screen` goes through a file's opcodes without
-making the objects that they stand for, and refuses what no training writes. Of each
-object it follows how deeply its tuples nest and how large it is.
+one long string a million times. :func:`screen` interprets a file's opcodes without
+making the objects that they stand for, and refuses what no training writes. It tracks
+the nesting of tuples and the size of each object.
 """
 
 from __future__ import annotations
@@ -30,15 +29,15 @@ from mmengine.logging import HistoryBuffer
 
 ZIP_MAGIC = b'PK\x03\x04'
 MAX_DEPTH = 100  # tuples within tuples; checkpoints have less than ten
-# What a tuple, and the arguments of all calls, may hold together, repetitions included:
-# so often the pickle's own length, and a sum that does no harm in any file.
+# How large a tuple, and the arguments of all calls together, may be with repetitions:
+# this many times the pickle's length, plus a harmless constant.
 MAX_COPIES = 8
 FREE_COPIES = 1 << 20
 MAX_OPCODES = 1_000_000  # in a pickle; those of trainings have less than 100 000
 LEGACY_PICKLES = 5  # what stands before the tensors in a file that is no zip archive
 
-# Names that PyTorch allows and no checkpoint of weights needs: they take as much memory
-# as a number in the file says.
+# Names that PyTorch allows and that no checkpoint of weights needs: they allocate as
+# much memory as a number in the file says.
 GREEDY = frozenset(
     {
         'bytearray',
@@ -58,20 +57,26 @@ CALL = ('REDUCE', 'NEWOBJ', 'NEWOBJ_EX', 'INST', 'OBJ', 'BUILD')
 EXTEND = ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'ADDITEMS')
 
 
-def screen(path: Path) -> set[str]:
-    """Go through the pickles of a file of PyTorch's, in the zip or the older format.
+def screen(path: Path, *, checksums: bool = False) -> set[str]:
+    """Screen the pickles of a file of PyTorch's, in the zip or the older format.
+
+    Args:
+        path: the file.
+        checksums: whether to compare those of an archive's parts.
 
     Returns:
-        The names that they refer to, such as ``'torch.FloatStorage'``.
+        The names that the pickles refer to, such as ``'torch.FloatStorage'``.
 
     Raises:
         UnpicklingError: they would take too much stack or memory, or the archive is
             not as PyTorch writes it.
         ValueError: a pickle is damaged.
-        Exception: PyTorch's own, for an archive that it cannot open.
+        Exception: Python's and PyTorch's own, for an archive that they cannot open.
     """
-    if is_archive(path):
-        screen_archive(path)
+    with path.open('rb') as file:
+        is_archive = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # PyTorch looks no further
+    if is_archive:
+        screen_archive(path, checksums=checksums)
         content = torch._C.PyTorchFileReader(str(path)).get_record('data.pkl')
         return screen_pickle(io.BytesIO(content), len(content))
     names: set[str] = set()
@@ -84,41 +89,37 @@ def screen(path: Path) -> set[str]:
     return names
 
 
-def is_archive(path: Path) -> bool:
-    """Return whether a file is read as a zip archive: PyTorch goes by how it begins."""
-    with path.open('rb') as file:
-        return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
-
-
-def screen_archive(path: Path) -> None:
-    """Check that an archive has stored parts of different names, as PyTorch writes it.
+def screen_archive(path: Path, *, checksums: bool) -> None:
+    """Check that an archive is as PyTorch writes it: stored parts of different names.
 
     Raises:
-        UnpicklingError: it does not.
+        UnpicklingError: it is not.
         zipfile.BadZipFile: it is damaged.
     """
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
-    # PyTorch finds parts whatever the case of their names.
-    if len({part.filename.lower() for part in parts}) < len(parts):
-        raise UnpicklingError('two parts of the archive have the same name')
-    # It maps parts into memory and would take compressed ones for tensors.
-    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-        raise UnpicklingError('the archive is compressed, which checkpoints are not')
-    if sum(part.file_size for part in parts) > path.stat().st_size:
-        raise UnpicklingError('the parts of the archive are larger than the file')
+        names = [part.filename for part in parts]
+        if not any(name.rpartition('/')[2] == 'data.pkl' for name in names):
+            raise UnpicklingError('a zip archive without data.pkl')
+        # PyTorch finds parts whatever the case of their names.
+        if len({name.lower() for name in names}) < len(names):
+            raise UnpicklingError('two parts of the archive have the same name')
+        # It maps parts into memory and would take compressed ones for tensors.
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            raise UnpicklingError('the archive is compressed; checkpoints are not')
+        if sum(part.file_size for part in parts) > path.stat().st_size:
+            raise UnpicklingError('the parts of the archive are larger than the file')
+        damaged = archive.testzip() if checksums else None
+        if damaged is not None:
+            raise UnpicklingError(f'its part {damaged} does not match its checksum')
 
 
 def screen_pickle(file: BinaryIO, length: int) -> set[str]:
-    """Go through the next pickle of a file; return the names that it refers to.
+    """Screen the next pickle of a file; return the names that it refers to.
 
     Args:
-        file: stands at the pickle's beginning, and at its end afterwards.
+        file: positioned at the pickle's beginning, and at its end afterwards.
         length: bytes that the pickle has at most.
-
-    Raises:
-        UnpicklingError: it would take too much stack or memory.
-        ValueError: it is damaged.
     """
     screening = _Screening(MAX_COPIES * length + FREE_COPIES)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
@@ -129,7 +130,7 @@ def screen_pickle(file: BinaryIO, length: int) -> set[str]:
 
 
 class _Item:
-    """Something on the stack: how deeply its tuples nest, its size, and its text."""
+    """An object on the stack: the nesting of its tuples, its size, and its text."""
 
     __slots__ = ('depth', 'size', 'text')
 
@@ -148,15 +149,15 @@ class _Screening:
         self.copies = 0
 
     def step(self, opcode: pickletools.OpcodeInfo, argument) -> None:
-        """Follow one opcode."""
+        """Interpret one opcode."""
         if opcode.name in STORE:
             if not self.stack or self.stack[-1] is None:
-                raise ValueError('a pickle remembers what it does not have')
+                raise ValueError('a pickle stores something in the memo that it lacks')
             key = len(self.memo) if opcode.name == 'MEMOIZE' else argument
             self.memo[key] = self.stack[-1]
         elif opcode.name in FETCH:
             if argument not in self.memo:
-                raise ValueError('a pickle refers to what it has not remembered')
+                raise ValueError('a pickle refers to something that is not in its memo')
             self.stack.append(self.memo[argument])
         elif opcode.name == 'MARK':
             self.stack.append(None)
@@ -166,7 +167,7 @@ class _Screening:
     def work(
         self, opcode: pickletools.OpcodeInfo, argument, taken: list[_Item]
     ) -> None:
-        """Follow an opcode that makes something of what it takes from the stack."""
+        """Interpret an opcode that makes an object of those that it takes."""
         size = 1 + sum(item.size for item in taken)
         if opcode.name in ('GLOBAL', 'INST'):
             self.refer(argument.replace(' ', '.'))
@@ -179,7 +180,7 @@ class _Screening:
             depth = 1 + max((item.depth for item in taken), default=0)
             if depth > MAX_DEPTH:
                 raise UnpicklingError(f'more than {MAX_DEPTH} tuples are nested in it')
-            self.check(size)  # what repeats itself would be hashed as often
+            self.check(size)  # a key is hashed as often as it repeats itself
             self.stack.append(_Item(depth, size))
         elif opcode.name in EXTEND:
             # The container stays the one that the memo may have.
@@ -192,7 +193,7 @@ class _Screening:
             self.stack += [_Item(size=size, text=text) for _ in opcode.stack_after]
 
     def take(self, opcode: pickletools.OpcodeInfo) -> list[_Item]:
-        """Take from the stack what an opcode works on."""
+        """Take an opcode's arguments from the stack."""
         wanted = opcode.stack_before
         taken: list[_Item] = []
         if pickletools.markobject in wanted:
@@ -200,18 +201,18 @@ class _Screening:
                 taken.append(item)
                 self.stack.pop()
             if not self.stack:
-                raise ValueError('a pickle ends a group that it has not begun')
+                raise ValueError('a pickle ends a group that has not begun')
             self.stack.pop()
             wanted = wanted[: wanted.index(pickletools.markobject)]
         for _ in wanted:
             item = self.stack.pop() if self.stack else None
             if item is None:
-                raise ValueError('a pickle takes more than it has')
+                raise ValueError('a pickle takes more from its stack than there is')
             taken.append(item)
         return taken[::-1]
 
     def refer(self, name: str) -> None:
-        """Note a name, unless it is refused at once."""
+        """Record a name, unless it is refused at once."""
         module, _, rest = name.partition('.')
         name = f'{IMPORT_MAPPING.get(module, module)}.{rest}'  # as Python 3 calls it
         if name.rpartition('.')[2] in GREEDY:
@@ -219,7 +220,7 @@ class _Screening:
         self.names.add(name)
 
     def check(self, size: int) -> None:
-        """Refuse what is far larger than the file that it comes from."""
+        """Refuse objects far larger than the file that they come from."""
         if size > self.allowed:
             raise UnpicklingError('it repeats the same content over and over')
 
@@ -235,15 +236,13 @@ def allowed_names() -> set[str]:
 
 def allow_harmless_classes() -> None:
     """Add what mmengine's checkpoints hold to PyTorch's list of safe globals."""
-    functions: dict[str, Callable] = {'_reconstruct': empty_array, 'scalar': number}
-    # States are given to objects of these classes only. The names are none that a
-    # pickle can ask for, so that it cannot call the classes.
-    types = {
-        type(dtype)
-        for dtype in map(np.dtype, np.typecodes['All'])
-        if dtype.kind in NUMBERS
+    # PyTorch sets the state of objects of these classes only. A pickle cannot ask for
+    # names that end like this, and so cannot call the classes.
+    kinds = map(np.dtype, np.typecodes['All'])
+    stateful: set[type] = {
+        np.ndarray,
+        *(type(kind) for kind in kinds if kind.kind in NUMBERS),
     }
-    stateful: list[type] = [np.ndarray, *types]
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
@@ -252,21 +251,20 @@ def allow_harmless_classes() -> None:
             (array_class, 'numpy.ndarray'),
             *((kind, f'{kind.__name__}\n') for kind in stateful),
             # numpy 1 and 2 write these under different module names.
-            *(
-                (function, f'numpy.{core}.multiarray.{name}')
-                for core in ('core', '_core')
-                for name, function in functions.items()
-            ),
+            (empty_array, 'numpy.core.multiarray._reconstruct'),
+            (empty_array, 'numpy._core.multiarray._reconstruct'),
+            (number, 'numpy.core.multiarray.scalar'),
+            (number, 'numpy._core.multiarray.scalar'),
         ]
     )
 
 
-def statistic(owner: type, name: str) -> Callable:
-    """Answer the ``getattr`` by which HistoryBuffer's pickle finds its methods.
+# What answers for these names refuses, with an UnpicklingError, all that the pickles of
+# HistoryBuffer and numpy's numbers do not need.
 
-    Raises:
-        UnpicklingError: anything but HistoryBuffer's own statistics is asked for.
-    """
+
+def statistic(owner: type, name: str) -> Callable:
+    """Answer for ``getattr``, by which HistoryBuffer's pickle finds its statistics."""
     if owner is not HistoryBuffer or name not in STATISTICS:
         raise UnpicklingError(
             f'a checkpoint asks for attribute {name!r} of {owner!r}, which is refused'
@@ -275,52 +273,33 @@ def statistic(owner: type, name: str) -> Callable:
 
 
 def numeric_type(name: str, align: bool = False, copy: bool = False) -> np.dtype:
-    """Answer for ``numpy.dtype`` in a pickle: one of numpy's own types of numbers.
+    """Answer for ``numpy.dtype`` with one of numpy's own types of numbers.
 
     A copy of a type, or one of objects or structures, could be given a state that makes
     numpy take bytes of the file for pointers. numpy's own types take no state.
-
-    Args:
-        name: such as ``'f8'``.
-        align: not used.
-        copy: not used.
-
-    Raises:
-        UnpicklingError: it is a type of something else.
     """
     name = name.decode('ascii') if isinstance(name, bytes) else name
     dtype = np.dtype(name) if isinstance(name, str) else None
     if dtype is None or dtype.kind not in NUMBERS or not dtype.isnative:
         raise UnpicklingError(
-            f'a checkpoint asks for numpy data of type {name!r}; those of numbers are '
-            'read'
+            f'a checkpoint asks for numpy data of type {name!r}, but only numbers are '
+            'allowed'
         )
     return np.dtype(dtype.type)
 
 
 def array_class() -> None:
-    """Answer for ``numpy.ndarray`` in a pickle, which names it and never calls it.
-
-    Raises:
-        UnpicklingError: it does.
-    """
+    """Answer for ``numpy.ndarray``, which pickles refer to but never call."""
     raise UnpicklingError('a checkpoint calls numpy.ndarray, which is refused')
 
 
 def empty_array(cls: Callable, shape: tuple, name: bytes) -> np.ndarray:
-    """Answer for ``_reconstruct``, by which a pickle begins an array.
-
-    What the array holds, and of which shape and type, comes in its state.
-    """
+    """Answer for ``_reconstruct``; shape, type and values come in the array's state."""
     return np.empty(0)
 
 
 def number(dtype: np.dtype, content: bytes) -> np.generic:
-    """Answer for ``scalar``, by which a pickle makes one of numpy's numbers.
-
-    Raises:
-        UnpicklingError: the bytes are not those of one.
-    """
+    """Answer for ``scalar``, by which a pickle makes one of numpy's numbers."""
     if (
         not isinstance(dtype, np.dtype)
         or dtype.kind not in NUMBERS

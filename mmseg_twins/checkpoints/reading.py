@@ -1,8 +1,8 @@
 """The one reader of checkpoint files; nothing in a file can run.
 
 PyTorch's files, in the zip format and in the one before it, are loaded with
-``weights_only=True`` after :mod:`.pickles` has gone through them. safetensors files
-hold nothing but tensors. What a file is, its first bytes say, whatever its name.
+``weights_only=True`` after :mod:`.pickles` has screened them. safetensors files hold
+nothing but tensors. The first bytes of a file tell its format, not its name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,24 +23,15 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from ..errors import CheckpointError
-from .pickles import (
-    ZIP_MAGIC,
-    allow_harmless_classes,
-    allowed_names,
-    screen,
-    screen_archive,
-)
+from .pickles import ZIP_MAGIC, allow_harmless_classes, allowed_names, screen
 
-# Keys under which training scripts put the state dict, those of averaged weights apart.
+# Keys under which training scripts store the state dict, and averaged weights.
 WRAPPERS = ('state_dict', 'model')
 EMA_WRAPPERS = ('model_ema', 'state_dict_ema')
 META = 'meta'
 MAX_NAME = 128  # characters; the names of models have less than 80
-
-# How files begin: PyTorch's since 1.6, its earlier ones, and, after the length of
-# their header in eight bytes, those of safetensors.
 PICKLE_MAGIC = (b'\x80', b'c', b'(')  # the last two: pickles in text form
-SAFETENSORS_MAGIC = b'{'
+SAFETENSORS_MAGIC = b'{'  # after the length of the header in eight bytes
 
 
 @dataclass(frozen=True)
@@ -49,8 +39,7 @@ class Source:
     """A checkpoint's state dict.
 
     Attributes:
-        state: tensors by name, as far as the file's format allows mapped from the file
-            and not copied into memory.
+        state: tensors by name, mapped from the file where its format allows that.
         wrapper: the key that it was found under; None for a bare state dict.
         others: the file's other keys, such as ``'optimizer'``.
         meta: what mmcv and mmengine write about a checkpoint; empty without it.
@@ -66,7 +55,7 @@ def read_source(path: Path, *, use_ema: bool = False) -> Source:
     """Read the weights of a checkpoint.
 
     Args:
-        path: a file of PyTorch's or in the safetensors format.
+        path: a file in PyTorch's or the safetensors format.
         use_ema: whether to take the averaged weights.
 
     Raises:
@@ -88,7 +77,7 @@ def read_checkpoint(path: Path, map_location=None) -> dict:
     """Read all of a checkpoint, as mmengine resumes from it.
 
     Args:
-        path: a file of PyTorch's or in the safetensors format.
+        path: a file in PyTorch's or the safetensors format.
         map_location: as in ``torch.load``.
 
     Returns:
@@ -108,13 +97,12 @@ def read_checkpoint(path: Path, map_location=None) -> dict:
     state = dict.get(content, 'state_dict', content)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise CheckpointError(
-            f'{path} is no checkpoint: what it has as state dict is no dict of tensors '
-            'by name'
+            f'{path} is no checkpoint: its state dict is no dict of tensors by name'
         )
     for found in (content, state):
-        # A pickle can put something in the place of an OrderedDict's methods.
+        # A pickle can replace an OrderedDict's methods.
         if isinstance(found, OrderedDict) and vars(found).keys() - {'_metadata'}:
-            raise CheckpointError(f'{path} is damaged: its dict is none')
+            raise CheckpointError(f'{path} is damaged: a dict has other methods')
     if not isinstance(getattr(state, '_metadata', {}), Mapping):
         raise CheckpointError(f'{path} is damaged: its metadata is no dict')
     return content
@@ -123,92 +111,66 @@ def read_checkpoint(path: Path, map_location=None) -> dict:
 def load(
     path: Path, *, map_location=None, mmap: bool = False
 ) -> tuple[object, Mapping]:
-    """Load what a file holds.
+    """Return a file's content, and what a safetensors file says about itself.
 
     Args:
         path: the file.
         map_location: as in ``torch.load``; None for the CPU.
-        mmap: whether tensors stay on disk until they are used.
-
-    Returns:
-        The content, and what a safetensors file says about itself.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        IsADirectoryError: it is a folder.
-        CheckpointError: it cannot be read.
+        mmap: whether tensors stay on disk until they are used, where possible.
     """
-    check_file(path)
-    with path.open('rb') as file:
-        start = file.read(16)
-    if start.startswith(ZIP_MAGIC):
-        # PyTorch does not compare the checksums of an archive that it maps.
-        check_zip(path, checksums=mmap)
-        return load_pickled(path, map_location, mmap=mmap), {}
-    if start.startswith(PICKLE_MAGIC):
-        return load_pickled(path, map_location, mmap=False), {}
-    if start[8:9] == SAFETENSORS_MAGIC:
-        tensors, meta = load_safetensors(path)
-        if isinstance(map_location, (str, torch.device)):
-            tensors = {name: x.to(map_location) for name, x in tensors.items()}
-        return {'state_dict': tensors}, meta
-    hint = '; it looks like a web page' if start.lstrip()[:1] == b'<' else ''
-    raise CheckpointError(
-        f'{path} is no checkpoint: it is neither a file of PyTorch nor of '
-        f'safetensors{hint}'
-    )
-
-
-def check_file(path: Path) -> None:
-    """Check that there is a file with something in it."""
     if path.is_dir():
         raise IsADirectoryError(f'{path} is a folder; give a checkpoint file')
     if not path.exists():
         raise FileNotFoundError(f'there is no file {path}')
     if not path.is_file():
         raise CheckpointError(f'{path} is no regular file')
-    if not path.stat().st_size:
-        raise CheckpointError(f'{path} is empty')
+    kind = file_format(path, str(path))
+    if kind == 'safetensors':
+        tensors, meta = load_safetensors(path)
+        if isinstance(map_location, (str, torch.device)):
+            tensors = {name: x.to(map_location) for name, x in tensors.items()}
+        return {'state_dict': tensors}, meta
+    return load_pickled(path, map_location, mmap=mmap and kind == 'zip'), {}
+
+
+def file_format(path: Path, name: str) -> str:
+    """Return ``'zip'``, ``'pickle'`` or ``'safetensors'``.
+
+    Args:
+        path: the file.
+        name: of the file, for the message.
+
+    Raises:
+        CheckpointError: the file begins like none of them.
+    """
+    with path.open('rb') as file:
+        start = file.read(64)
+    if start.startswith(ZIP_MAGIC):
+        return 'zip'
+    if start.startswith(PICKLE_MAGIC):
+        return 'pickle'
+    if start[8:9] == SAFETENSORS_MAGIC:
+        return 'safetensors'
+    if not start:
+        raise CheckpointError(f'{name} is empty')
+    hint = '; it looks like a web page' if start.lstrip()[:1] == b'<' else ''
+    raise CheckpointError(
+        f'{name} is no checkpoint: it is neither in the format of PyTorch nor of '
+        f'safetensors{hint}'
+    )
 
 
 def sha256(path: Path) -> str:
-    """A file's SHA-256 digest, hexadecimal."""
+    """Return a file's SHA-256 digest, hexadecimal."""
+    digest = hashlib.sha256()
     with path.open('rb') as file:
-        digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def check_zip(path: Path, *, checksums: bool) -> None:
-    """Check that a zip archive is a checkpoint and that none of it is damaged.
-
-    Raises:
-        CheckpointError: it is not, or something is.
-    """
-    try:
-        screen_archive(path)
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            damaged = archive.testzip() if checksums else None
-    # What a damaged archive makes zipfile stumble over can be of any kind.
-    except Exception as error:
-        raise CheckpointError(
-            f'{path} is truncated or damaged ({one_line(error)}); get it again'
-        ) from None
-    if damaged is not None:
-        raise CheckpointError(
-            f'{path} is damaged: its part {damaged} does not match its checksum; get '
-            'it again'
-        )
-    if not any(name.rpartition('/')[2] == 'data.pkl' for name in names):
-        raise CheckpointError(
-            f'{path} is a zip archive but no PyTorch checkpoint: it has no data.pkl'
-        )
-
-
 def load_pickled(path: Path, map_location, *, mmap: bool) -> object:
-    """Load a file of PyTorch's.
+    """Load a file in one of PyTorch's formats.
 
     Raises:
         CheckpointError: it cannot be read, or asks for more than harmless classes.
@@ -217,15 +179,15 @@ def load_pickled(path: Path, map_location, *, mmap: bool) -> object:
     names: set[str] = set()
     try:
         with without_advice():
-            names = screen(path)
+            # PyTorch does not compare the checksums of an archive that it maps.
+            names = screen(path, checksums=mmap)
             return torch.load(path, map_location or 'cpu', weights_only=True, mmap=mmap)
-    # What a damaged or hostile file makes the unpickler stumble over can be of any
-    # kind.
+    # What a damaged or hostile file makes the unpickler raise can be of any kind.
     except Exception as error:
         refused = sorted(names - allowed_names())
         if refused:
             raise CheckpointError(
-                f'{path} is refused: it wants to use {", ".join(refused)}, and a '
+                f'{path} is refused: it asks for {", ".join(refused)}, and a '
                 'checkpoint that asks for more than tensors and plain values can run '
                 'code; nothing of it has run'
             ) from None
@@ -237,7 +199,7 @@ def load_pickled(path: Path, map_location, *, mmap: bool) -> object:
 
 @contextmanager
 def without_advice() -> Iterator[None]:
-    """Leave out what PyTorch remarks on files that it reads."""
+    """Ignore PyTorch's remarks on files that it reads."""
     with warnings.catch_warnings():
         # That a pickle is of a newer protocol than PyTorch writes.
         warnings.filterwarnings('ignore', 'Detected pickle protocol')
@@ -247,28 +209,21 @@ def without_advice() -> Iterator[None]:
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """Return what an error goes back to.
-
-    PyTorch reports what goes wrong in reading and writing under a name of its own.
-    """
+    """Return the error that an error was raised from, which PyTorch often hides."""
     while error.__context__ is not None:
         error = error.__context__
     return error
 
 
 def one_line(error: BaseException) -> str:
-    """Return the beginning of what an error says."""
+    """Return the beginning of an error's message."""
     text = ' '.join(str(error).split()) or type(error).__name__
     sentence = text.split('. ')[0].rstrip('.')
     return sentence if len(sentence) <= 160 else f'{sentence[:160]}...'
 
 
 def load_safetensors(path: Path) -> tuple[dict, dict]:
-    """Load a safetensors file: its tensors, and the ``meta`` that this tool wrote.
-
-    Raises:
-        CheckpointError: it is damaged.
-    """
+    """Return the tensors of a safetensors file, and the ``meta`` that we wrote."""
     try:
         with safe_open(path, framework='pt') as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -282,12 +237,11 @@ def load_safetensors(path: Path) -> tuple[dict, dict]:
 
 
 def unwrap(content: object, meta: Mapping, use_ema: bool) -> Source:
-    """Find the state dict in what a file holds.
+    """Find the state dict in a file's content.
 
     Args:
-        content: what the file holds.
-        meta: what else it says about itself, if it has no place for that in
-            ``content``.
+        content: of the file.
+        meta: of a safetensors file.
         use_ema: whether to take the averaged weights.
 
     Raises:
@@ -297,66 +251,47 @@ def unwrap(content: object, meta: Mapping, use_ema: bool) -> Source:
         raise CheckpointError(
             f'the file holds a {type(content).__name__}, not a dict with tensors'
         )
-    content = plain(content)
-    keys = [name_of(key) for key in content]
-    wrappers = [
-        key
-        for key in (EMA_WRAPPERS if use_ema else WRAPPERS)
-        if isinstance(content.get(key), dict)
-    ]
-    if use_ema and not wrappers:
-        raise CheckpointError(
-            f'--use-ema: the file has no averaged weights ({" or ".join(EMA_WRAPPERS)}'
-            f'); it has {listed(keys)}'
-        )
+    # What a pickle can put in the place of an OrderedDict's methods is not called.
+    content = dict(dict.items(content))
+    wanted = EMA_WRAPPERS if use_ema else WRAPPERS
+    wrappers = [key for key in wanted if isinstance(content.get(key), dict)]
     if len(wrappers) > 1:
         raise CheckpointError(
-            f'the file has weights under {" and ".join(wrappers)}, and there is no '
-            'telling which are meant'
+            f'the file has weights under {" and ".join(wrappers)}; which ones to take '
+            'is not clear'
         )
-    if not wrappers:
-        if any(isinstance(value, Tensor) for value in content.values()):
-            check_entries(content)
-            return Source(content, None, (), meta)
-        averaged = [key for key in EMA_WRAPPERS if key in content]
-        hint = f'; --use-ema takes those of {averaged[0]}' if averaged else ''
-        raise CheckpointError(
-            f'the file has no weights under {" or ".join(WRAPPERS)}; it has '
-            f'{listed(keys)}{hint}'
+    if wrappers:
+        found = content.get(META)
+        return Source(
+            checked_tensors(content[wrappers[0]]),
+            wrappers[0],
+            tuple(key_name(key) for key in content if key != wrappers[0]),
+            dict(dict.items(found)) if isinstance(found, dict) else meta,
         )
-    state, found = plain(content[wrappers[0]]), content.get(META)
-    check_entries(state)
-    return Source(
-        state,
-        wrappers[0],
-        tuple(key for key in keys if key != wrappers[0]),
-        plain(found) if isinstance(found, dict) else meta,
-    )
+    if not use_ema and any(isinstance(value, Tensor) for value in content.values()):
+        return Source(checked_tensors(content), None, (), meta)
+    keys = ', '.join(repr(key_name(key)[:40]) for key in list(content)[:8])
+    problem = f'the file has no weights under {" or ".join(wanted)}'
+    if use_ema:
+        problem = f'--use-ema: the file has no averaged weights ({" or ".join(wanted)})'
+    averaged = [key for key in EMA_WRAPPERS if key in content and not use_ema]
+    hint = f'; --use-ema takes those of {averaged[0]}' if averaged else ''
+    raise CheckpointError(f'{problem}; it has {keys or "nothing"}{hint}')
 
 
-def plain(content: dict) -> dict:
-    """A dict without what a pickle can put in the place of an OrderedDict's methods."""
-    return dict(dict.items(content))
-
-
-def name_of(key: object) -> str:
-    """A key of a file, for people."""
+def key_name(key: object) -> str:
+    """Return a key of a file as text."""
     return key if isinstance(key, str) else f'<{type(key).__name__}>'
 
 
-def listed(keys: list[str]) -> str:
-    """The first keys of a file, for a message."""
-    shown = (key if len(key) <= 40 else f'{key[:40]}...' for key in keys[:8])
-    return ', '.join(map(repr, shown)) or 'nothing'
-
-
-def check_entries(state: Mapping[str, Tensor]) -> None:
-    """Check that a dict has tensors by name.
+def checked_tensors(content: dict) -> dict[str, Tensor]:
+    """Return a file's state dict, if it has tensors with values by name.
 
     Raises:
-        CheckpointError: an entry is something else; says which.
+        CheckpointError: an entry is something else; the message names it.
     """
-    for name, value in state.items():
+    state = {}
+    for name, value in dict.items(content):
         if not isinstance(name, str):
             raise CheckpointError(
                 f'an entry has a {type(name).__name__} for a name; a state dict holds '
@@ -365,10 +300,15 @@ def check_entries(state: Mapping[str, Tensor]) -> None:
         if len(name) > MAX_NAME:
             raise CheckpointError(
                 f'an entry has a name of {len(name)} characters ({name[:20]!r}...); '
-                f'those of tensors have up to {MAX_NAME}'
+                f'the maximum is {MAX_NAME}'
             )
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 f'{name!r} is no tensor but {type(value).__name__}; a state dict holds '
                 'tensors by name'
             )
+        # Not the tensor's own method, which an attribute of a Parameter can hide.
+        state[name] = Tensor.detach(value)
+        if state[name].is_meta:
+            raise CheckpointError(f'{name!r} has a shape but no values (meta device)')
+    return state

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..state_dicts import some
 from .models import Heads
 
-CONFIGS = {
-    # head, whether in SSSegmentation's setting: the config, after its variant
-    ('uperhead', False): 'uperhead_8x2_512x512_160k_ade20k',
-    ('uperhead', True): 'uperhead_8x2_512x512_130e_ade20k',
-    ('fpn', False): 'fpn_fpnhead_8x4_512x512_80k_ade20k',
-}
-# The width of the heads in configs: decode head, auxiliary head.
-CONFIG_WIDTHS = {
-    ('uperhead', False): (512, 256),
-    ('uperhead', True): (512, 512),
-    ('fpn', False): (128, None),
-}
-CONFIG_NECK_WIDTH = 256
-ADE20K_CLASSES = 150
-SSSEG_AUXILIARY_CHANNELS = 512
-NAMED = 4  # how many names a line of the table holds
+CLASSES = 150  # of ADE20K, which the configs are for
 
 
 @dataclass(frozen=True)
@@ -35,10 +21,10 @@ class Report:
         heads: a segmentor's heads; None for a backbone.
         unchanged: number of tensors that keep their name.
         renamed: number of tensors that get another name.
-        merged: number of source tensors that were concatenated to fewer.
+        merged: number of source tensors that were concatenated.
         split: number of target tensors that are parts of a source tensor.
         dropped: source names that have no place in the result.
-        missing: names of the result that the source has nothing for.
+        missing: names of the result that the source lacks.
         verified: what was checked.
         source: where the checkpoint was read: path or URL.
         source_sha256: hexadecimal digest of the file that was read.
@@ -60,56 +46,53 @@ class Report:
     source_sha256: str | None = None
     target: str | None = None
 
-    @property
-    def values_verified(self) -> bool:
-        """Return whether there were values to look at, and not just shapes."""
-        return len(self.verified) > 2
-
     def config(self) -> str | None:
-        """The name of the config whose model a converted segmentor is."""
+        """Return the name of the config for a converted segmentor, if there is one."""
         if self.heads is None or self.written.startswith('official'):
             return None
-        kind = self.heads.kind
-        ssseg = self.heads.auxiliary_channels == SSSEG_AUXILIARY_CHANNELS
-        name = CONFIGS.get((kind, ssseg))
-        fits = kind == 'uperhead' or (
-            self.heads.auxiliary_channels is None
-            and self.heads.neck_channels == CONFIG_NECK_WIDTH
-        )
-        if name is None or not fits:
+        ours = self.config_heads()
+        if self.heads.kind == 'uperhead':
+            batch = '8x4' if self.variant == 'pcpvt-s' else '8x2'
+            kind = f'{batch}_512x512_160k'
+            if ours.auxiliary_channels == 512:
+                kind = '8x2_512x512_130e'
+            return f'twins_{self.variant}_uperhead_{kind}_ade20k.py'
+        if (self.heads.auxiliary_channels, self.heads.neck_channels) != (None, 256):
             return None
-        if self.variant == 'pcpvt-s' and not ssseg:
-            name = name.replace('8x2', '8x4')
-        return f'twins_{self.variant}_{name}.py'
+        return f'twins_{self.variant}_fpn_fpnhead_8x4_512x512_80k_ade20k.py'
+
+    def config_heads(self) -> Heads:
+        """Return the heads of the config: a UPerNet's auxiliary head tells which."""
+        if self.heads.kind == 'fpn':
+            return Heads('fpn', 128, CLASSES, None, 256)
+        if self.heads.auxiliary_channels == 512:  # SSSegmentation's setting
+            width = 1024 if self.variant == 'pcpvt-s' else 512
+            return Heads('uperhead', width, CLASSES, 512)
+        return Heads('uperhead', 512, CLASSES, 256)
 
     def options(self) -> list[str]:
-        """What has to be set in :meth:`config` for this segmentor's heads."""
+        """Return the ``--cfg-options`` by which :meth:`config` gets these heads."""
         if self.config() is None:
             return []
-        kind = self.heads.kind
-        ssseg = self.heads.auxiliary_channels == SSSEG_AUXILIARY_CHANNELS
-        channels, auxiliary = CONFIG_WIDTHS[kind, ssseg]
-        if self.variant == 'pcpvt-s' and ssseg:
-            channels = 1024
-        options = []
-        if self.heads.channels != channels:
-            options.append(f'model.decode_head.channels={self.heads.channels}')
-        if self.heads.num_classes != ADE20K_CLASSES:
-            options.append(f'model.decode_head.num_classes={self.heads.num_classes}')
-        if self.heads.auxiliary_channels is None:
-            if auxiliary is not None:
-                options.append('model.auxiliary_head=None')
-            return options
-        if self.heads.auxiliary_channels != auxiliary:
-            options.append(
-                f'model.auxiliary_head.channels={self.heads.auxiliary_channels}'
-            )
-        if self.heads.num_classes != ADE20K_CLASSES:
-            options.append(f'model.auxiliary_head.num_classes={self.heads.num_classes}')
-        return options
+        heads, ours = self.heads, self.config_heads()
+        settings: list[tuple[str, int | None, int | None]] = [
+            ('decode_head.channels', heads.channels, ours.channels),
+            ('decode_head.num_classes', heads.num_classes, CLASSES),
+        ]
+        if heads.auxiliary_channels:
+            width, usual = heads.auxiliary_channels, ours.auxiliary_channels
+            settings += [
+                ('auxiliary_head.channels', width, usual),
+                ('auxiliary_head.num_classes', heads.num_classes, CLASSES),
+            ]
+        elif ours.auxiliary_channels:
+            settings.append(('auxiliary_head', None, ours.auxiliary_channels))
+        return [
+            f'model.{name}={value}' for name, value, usual in settings if value != usual
+        ]
 
     def use(self) -> str | None:
-        """How the file is used, in a line."""
+        """Return how to use the written file, in a line."""
         if self.target is None:
             return None
         if self.written == 'official segmentor':
@@ -118,16 +101,13 @@ class Report:
             return 'the official code and timm, load_state_dict(..., strict=False)'
         if self.heads is None:
             return f"init_cfg=dict(type='Pretrained', checkpoint={self.target!r})"
-        config = self.config()
-        if config is None:
-            return (
-                'a config of yours with these heads; no config of this package has them'
-            )
+        if self.config() is None:
+            return 'a config of your own: none of this package has these heads'
         options = ' '.join(self.options())
         options = f' --cfg-options {options}' if options else ''
         return (
-            f'mim test mmsegmentation configs/{config} --checkpoint {self.target}'
-            f'{options}'
+            f'mim test mmsegmentation configs/{self.config()} --checkpoint '
+            f'{self.target}{options}'
         )
 
     def __str__(self) -> str:
@@ -136,10 +116,10 @@ class Report:
             'source': self.source,
             'sha256': self.source_sha256,
             'result': self.written,
-            'unchanged': str(self.unchanged),
-            'renamed': str(self.renamed),
-            'merged': str(self.merged),
-            'split': str(self.split) if self.split else None,
+            'unchanged': self.unchanged,
+            'renamed': self.renamed,
+            'merged': self.merged,
+            'split': self.split or None,
             'dropped': listed(self.dropped),
             'missing': listed(self.missing),
             'verified': ', '.join(self.verified),
@@ -155,8 +135,5 @@ class Report:
 
 
 def listed(names: tuple[str, ...]) -> str:
-    """How many names there are, and the first of them."""
-    if not names:
-        return '0'
-    more = ', ...' if len(names) > NAMED else ''
-    return f'{len(names)} ({", ".join(names[:NAMED])}{more})'
+    """Return how many names there are, and the first of them."""
+    return f'{len(names)} ({some(names)})' if names else '0'

@@ -22,18 +22,16 @@ SUFFIXES = ('.pth', '.safetensors')
 def write_checkpoint(
     path: Path, state: Mapping[str, Tensor], meta: Mapping, *, force: bool
 ) -> None:
-    """Write ``meta`` and ``state_dict``.
-
-    A ``.safetensors`` file has the tensors, and ``meta`` as JSON in its header.
+    """Write ``meta`` and ``state_dict``; a safetensors file has the first as JSON.
 
     Args:
         path: the file, ending in ``.pth`` or ``.safetensors``.
         state: tensors by name.
         meta: plain Python values.
-        force: whether a file that is there may be replaced.
+        force: whether an existing file may be replaced.
 
     Raises:
-        OSError: it could not be written; what was there before still is.
+        OSError: it could not be written; an existing file is unchanged.
     """
     state = with_own_memory(state)
     try:
@@ -60,10 +58,7 @@ def write_checkpoint(
 
 
 def with_own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy those tensors that are a part of a larger memory, or share theirs.
-
-    A file would hold all of that memory otherwise.
-    """
+    """Copy tensors that view a larger memory or share it, as files hold all of it."""
     result, seen = {}, set()
     for name, tensor in state.items():
         storage = tensor.untyped_storage()
@@ -76,19 +71,17 @@ def with_own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_writable(path: Path, *, force: bool, suffixes: Sequence[str] = ()) -> None:
-    """Check that a file can be written, before the work that it is the result of.
+    """Check that a file can be written, before a long computation of its content.
 
     Args:
         path: the file.
-        force: whether a file that is there may be replaced.
-        suffixes: the endings that its name may have, such as ``.png``; any, if empty.
+        force: whether an existing file may be replaced.
+        suffixes: allowed endings of its name, such as ``.png``; any, if empty.
 
     Raises:
-        IsADirectoryError: it is a folder.
         ValueError: its name has none of the endings.
-        FileExistsError: it is there, and ``force`` is not given.
-        FileNotFoundError: its folder does not exist.
-        OSError: its folder cannot be written to.
+        OSError: it is a folder or exists already, or its folder does not exist or
+            cannot be written to.
     """
     if path.is_dir():
         raise IsADirectoryError(f'{path} is a folder; give the name of a file')
@@ -114,16 +107,12 @@ def check_writable(path: Path, *, force: bool, suffixes: Sequence[str] = ()) -> 
 
 @contextmanager
 def replacing(path: Path, *, force: bool) -> Iterator[Path]:
-    """Give a temporary file beside ``path`` that takes its place at the end.
+    """Yield a temporary file beside ``path`` that replaces it at the end.
 
     Args:
         path: the file; a link to a file stays a link.
-        force: whether a file that is there may be replaced. Without it, one that has
-            appeared meanwhile is left alone.
-
-    Raises:
-        FileExistsError: the file is there, and ``force`` is not given.
-        OSError: it could not be written.
+        force: whether an existing file may be replaced; if not, a file that has
+            appeared meanwhile is an error and stays as it is.
     """
     path = Path(os.path.realpath(path))
     handle, name = tempfile.mkstemp(
@@ -145,10 +134,10 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
 
 
 def place_new(temporary: Path, path: Path) -> None:
-    """Move a file to a place where there is none.
+    """Move a file to a path that does not exist yet.
 
     Raises:
-        FileExistsError: there is one.
+        FileExistsError: it exists.
     """
     taken = f'{path} has appeared meanwhile and is left as it is; --force replaces it'
     try:
@@ -162,7 +151,7 @@ def place_new(temporary: Path, path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file's or folder's content is on disk."""
+    """Wait until the content of a file or folder is on disk."""
     if path.is_dir() and os.name == 'nt':  # folders cannot be opened there
         return
     handle = os.open(path, os.O_RDONLY)
@@ -173,7 +162,7 @@ def flush(path: Path) -> None:
 
 
 def current_umask() -> int:
-    """The permissions that new files do not get."""
+    """Return the permissions that new files do not get."""
     umask = os.umask(0)
     os.umask(umask)
     return umask

@@ -1,4 +1,4 @@
-"""The command ``twins2mmseg``: any Twins checkpoint in, a verified checkpoint out."""
+"""The command ``twins2mmseg``: convert any Twins checkpoint, verified."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ examples:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog='twins2mmseg',
         description=DESCRIPTION,
@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def store_path(value: str) -> Path:
-    """``STORE`` as a path, if its ending is one that is written."""
+    """Return ``STORE`` as a path, if its ending is allowed."""
     path = Path(value)
     if path.suffix not in SUFFIXES:
         raise argparse.ArgumentTypeError(
@@ -92,14 +92,14 @@ def store_path(value: str) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
         argv: arguments; None for those of the process.
 
     Returns:
-        The exit status: 0 if STORE was written and all checks held, 1 if not. After
-        an interruption it is 128 and the number of the signal, as in a shell.
+        The exit status: 0 if STORE was written and all checks passed, 1 if not. After
+        an interruption it is 128 plus the number of the signal, as in a shell.
 
     Raises:
         SystemExit: with status 2 for invalid arguments.
@@ -120,11 +120,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             force=args.force,
             progress=True,
         )
-    except (CheckpointError, OSError, MemoryError) as error:
-        return fail(parser, 1, describe_error(error))
+    except (CheckpointError, OSError, MemoryError, RuntimeError) as error:
+        print(f'{parser.prog}: error: {describe_error(error)}', file=sys.stderr)
+        return 1
     except KeyboardInterrupt as interruption:
-        number = interruption.args[0] if interruption.args else signal.SIGINT
-        return fail(parser, 128 + number, 'interrupted; nothing was written')
+        print(
+            f'{parser.prog}: error: interrupted; nothing was written', file=sys.stderr
+        )
+        return 128 + (interruption.args or [signal.SIGINT])[0]
     finally:
         signal.signal(signal.SIGTERM, earlier or signal.SIG_DFL)
     print(report)
@@ -137,15 +140,11 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def describe_error(error: Exception) -> str:
-    """What went wrong, in one sentence."""
-    if isinstance(error, MemoryError):
+    """Return the message for an error that users can cause; raise any other."""
+    if isinstance(error, MemoryError) or 'allocate memory' in str(error):
         return 'there is not enough memory for this checkpoint'
+    if isinstance(error, RuntimeError):
+        raise error
     if isinstance(error, OSError) and error.strerror:
         return f'{error.filename or "reading or writing"}: {error.strerror}'
     return str(error)
-
-
-def fail(parser: argparse.ArgumentParser, status: int, message: str) -> int:
-    """Say what went wrong; returns the exit status."""
-    print(f'{parser.prog}: error: {message}', file=sys.stderr)
-    return status

@@ -1,12 +1,17 @@
-"""What `convert_state_dict` finds, does and reports."""
+"""What a conversion finds, does, reports and writes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from mmengine.runner import CheckpointLoader
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from builders import meta_state, random_state, shapes_of
-from mmseg_twins.checkpoints.conversion import convert_state_dict
+from mmseg_twins import __version__
+from mmseg_twins.checkpoints.conversion import convert_checkpoint, convert_state_dict
+from mmseg_twins.checkpoints.reading import read_source, sha256
 from mmseg_twins.errors import CheckpointError
 from mmseg_twins.models.backbones import PCPVT, SVT
 
@@ -41,7 +46,7 @@ def test_classifier_loads_into_the_backbone(backbone, variant):
     assert sorted(report.dropped) == [
         'head.bias', 'head.weight', 'norm.bias', 'norm.weight'
     ]  # fmt: skip
-    assert report.values_verified
+    assert 'finite values' in report.verified
 
 
 def test_every_tensor_is_accounted_for():
@@ -73,7 +78,7 @@ def test_values_are_never_cast(dtype):
 
     converted, report = convert_state_dict(state)
 
-    assert report.values_verified
+    assert 'a forward pass' in report.verified
     types = {name: tensor.dtype for name, tensor in converted.items()}
     assert types.pop('layers.0.0.norm1.weight') == torch.float32
     assert set(types.values()) == {dtype}
@@ -118,21 +123,14 @@ def test_backbone_of_an_unknown_segmentor_can_be_taken():
     assert converted.keys() == shapes_of('mmseg', 'svt-s').keys()
 
 
-def test_sssegmentation_gets_the_config_with_its_auxiliary_head():
-    for variant in ('pcpvt-s', 'svt-b'):
-        _, report = convert_state_dict(meta_state(shapes_of('ssseg-upernet', variant)))
-
-        assert report.heads.auxiliary_channels == 512
-        assert report.config() == f'twins_{variant}_uperhead_8x2_512x512_130e_ade20k.py'
-        assert report.options() == []
-
-
 @pytest.mark.parametrize(
     ('layout', 'variant', 'config'),
     [
         ('mmseg-upernet', 'pcpvt-s', 'uperhead_8x4_512x512_160k_ade20k'),
         ('official-upernet', 'svt-l', 'uperhead_8x2_512x512_160k_ade20k'),
         ('mmseg-fpn', 'pcpvt-b', 'fpn_fpnhead_8x4_512x512_80k_ade20k'),
+        ('ssseg-upernet', 'pcpvt-s', 'uperhead_8x2_512x512_130e_ade20k'),
+        ('ssseg-upernet', 'svt-b', 'uperhead_8x2_512x512_130e_ade20k'),
     ],
 )
 def test_segmentor_gets_the_config_that_fits(layout, variant, config):
@@ -147,13 +145,27 @@ def test_other_classes_and_widths_are_options_of_the_config():
     for name, shape in shapes.items():
         if '.conv_seg.' in name:
             shapes[name] = (19, *shape[1:])
+        shapes[name] = tuple(192 if size == 256 else size for size in shapes[name])
+    backbone = shapes_of('mmseg', 'svt-s')
+    shapes |= {f'backbone.{name}': shape for name, shape in backbone.items()}
+    shapes['decode_head.lateral_convs.2.conv.weight'] = (512, 256, 1, 1)
+    shapes['auxiliary_head.convs.0.conv.weight'] = (192, 256, 3, 3)
 
     _, report = convert_state_dict(meta_state(shapes))
 
     assert report.options() == [
         'model.decode_head.num_classes=19',
+        'model.auxiliary_head.channels=192',
         'model.auxiliary_head.num_classes=19',
     ]
+
+
+def test_a_missing_auxiliary_head_is_an_option_of_the_config():
+    shapes = shapes_of('mmseg-upernet', 'svt-s')
+    state = meta_state(shapes)
+    state = {name: t for name, t in state.items() if not name.startswith('auxiliary')}
+
+    assert convert_state_dict(state)[1].options() == ['model.auxiliary_head=None']
 
 
 def test_converted_input_passes_through_verified():
@@ -162,8 +174,8 @@ def test_converted_input_passes_through_verified():
     converted, report = convert_state_dict(state)
 
     assert report.unchanged == len(state)
-    assert report.values_verified
-    assert all(converted[name] is not None for name in state)
+    assert 'a forward pass' in report.verified
+    assert converted.keys() == state.keys()
     assert all(torch.equal(converted[name], state[name]) for name in state)
 
 
@@ -213,3 +225,85 @@ def test_report_is_a_short_table():
     assert any(line.split()[:2] == ['merged', '36'] for line in lines)
     assert any(line.split()[:2] == ['dropped', '4'] for line in lines)
     assert any(line.split()[:2] == ['missing', '8'] for line in lines)
+
+
+# --- files
+
+
+def test_converted_classifier_initializes_the_backbone(classifier, store):
+    convert_checkpoint(classifier, store)
+
+    backbone = SVT(
+        arch='small', init_cfg=dict(type='Pretrained', checkpoint=str(store))
+    )
+    backbone.init_weights()
+
+    source = read_source(classifier).state
+    weight = backbone.layers[0][0].ffn.layers[0][0].weight
+    assert torch.equal(weight, source['blocks.0.0.mlp.fc1.weight'].float())
+
+
+def test_written_file_says_what_it_is(classifier, store):
+    convert_checkpoint(classifier, store)
+
+    written = torch.load(store, weights_only=True)
+
+    assert set(written) == {'meta', 'state_dict'}
+    meta = written['meta']
+    assert meta['source'] == str(classifier)
+    assert meta['source_sha256'] == sha256(classifier)
+    assert meta['layout'] == 'official classifier'
+    assert meta['variant'] == 'svt-s'
+    assert meta['tool'] == f'mmseg_twins {__version__}'
+    assert set(meta['dropped']) == {
+        'head.weight', 'head.bias', 'norm.weight', 'norm.bias'
+    }  # fmt: skip
+    assert meta['missing'][0] == 'norm_list.0.weight'
+    assert meta['wrapper'] == 'model'
+    assert meta['left_out'] == ['optimizer', 'lr_scheduler', 'epoch', 'args']
+
+
+def test_safetensors_of_timm_is_read_and_written(store, tmp_path):
+    # timm's twins_* have the official classifier's names.
+    state = random_state(shapes_of('official-cls', 'pcpvt-s'), torch.float16)
+    source = tmp_path / 'model.safetensors'
+    save_file(state, source)
+    store = store.with_suffix('.safetensors')
+
+    report = convert_checkpoint(source, store)
+
+    assert report.found == 'official classifier'
+    written = load_file(store)
+    assert written.keys() == shapes_of('mmseg', 'pcpvt-s').keys()
+    name = 'blocks.0.0.mlp.fc1.weight'
+    assert torch.equal(written['layers.0.0.ffn.layers.0.0.weight'], state[name])
+    with safe_open(store, framework='pt') as file:
+        assert '"variant": "pcpvt-s"' in file.metadata()['meta']
+
+
+def test_both_formats_hold_the_same_bits(classifier, store):
+    other = store.with_suffix('.safetensors')
+    convert_checkpoint(classifier, store)
+    convert_checkpoint(classifier, other)
+
+    first, second = read_source(store), read_source(other)
+
+    assert first.state.keys() == second.state.keys()
+    assert all(
+        torch.equal(first.state[name], second.state[name]) for name in first.state
+    )
+    assert first.meta == second.meta
+
+
+def test_classes_and_colors_of_a_segmentor_are_kept(store, tmp_path):
+    state = random_state(shapes_of('mmseg-fpn', 'svt-s'), torch.bfloat16)
+    source = tmp_path / 'source.pth'
+    meta = {'CLASSES': ('wall', 'sky'), 'PALETTE': [[1, 2, 3], [4, 5, 6]], 'epoch': 1}
+    torch.save({'meta': meta, 'state_dict': state}, source)
+
+    convert_checkpoint(source, store)
+
+    dataset = read_source(store).meta['dataset_meta']
+    assert dataset == {'classes': ['wall', 'sky'], 'palette': [[1, 2, 3], [4, 5, 6]]}
+    # What mmengine reads has nothing that PyTorch does not allow by itself.
+    assert CheckpointLoader.load_checkpoint(str(store))['meta']['dataset_meta']

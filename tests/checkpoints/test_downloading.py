@@ -14,7 +14,7 @@ from mmseg_twins.checkpoints.downloading import HASH, fetch
 from mmseg_twins.cli.convert import main
 from mmseg_twins.errors import CheckpointError
 
-CONTENT = b'some weights' * 1000
+CONTENT = b'\x80\x02some weights' * 1000  # begins as a checkpoint does
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -104,50 +104,47 @@ def test_converted_download_names_its_url(server, classifier, store, capsys):
     assert store.exists()
 
 
-def refused(capsys, *arguments: object) -> str:
-    assert main([*map(str, arguments)]) == 1
-    out, err = capsys.readouterr()
-    assert out == ''
-    assert err.count('\n') == 1, err
-    return err
-
-
-def test_wrong_hash_is_refused_and_not_kept(server, tmp_path, store, capsys):
-    Handler.files['/weights-0123456789.pth'] = CONTENT
-
-    sentence = refused(capsys, f'{server}/weights-0123456789.pth', store)
-
-    assert f'begins with {DIGEST[:10]}, expected 0123456789' in sentence
-    assert cached(tmp_path) == []
-    assert not store.exists()
-
-
-def test_download_that_breaks_off_is_refused_and_not_kept(
-    server, tmp_path, store, capsys
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        (
+            'weights-0123456789.pth',
+            CONTENT,
+            f'begins with {DIGEST[:10]}, expected 0123456789; it was not kept',
+        ),
+        ('cut.pth', CONTENT, 'broke off after 14000 of 14100 bytes'),
+        ('page.pth', b'<html>moved</html>', 'is no checkpoint.* like a web page'),
+        ('text.pth', b'no weights at all', 'is no checkpoint'),
+        ('empty.pth', b'', 'is empty'),
+        ('none.pth', None, 'could not be downloaded .HTTP Error 404'),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_and_not_kept(
+    name, content, message, server, tmp_path
 ):
-    Handler.files['/cut.pth'] = CONTENT
+    Handler.files[f'/{name}'] = content
 
-    sentence = refused(capsys, f'{server}/cut.pth', store)
+    with pytest.raises((CheckpointError, OSError), match=message):
+        fetch(f'{server}/{name}', progress=False)
 
-    assert f'broke off after {len(CONTENT)} of {len(CONTENT) + 100} bytes' in sentence
     assert cached(tmp_path) == []
 
 
-def test_missing_page_is_one_sentence(server, tmp_path, store, capsys):
-    sentence = refused(capsys, f'{server}/none.pth', store)
+def test_a_failed_download_is_one_sentence_of_the_command(server, store, capsys):
+    assert main([f'{server}/none.pth', str(store)]) == 1
 
-    assert 'could not be downloaded (HTTP Error 404' in sentence
-    assert cached(tmp_path) == []
+    out, err = capsys.readouterr()
+    assert (out, err.count('\n')) == ('', 1)
+    assert 'could not be downloaded (HTTP Error 404' in err
 
 
-def test_silent_host_is_one_sentence(server, store, capsys):
+def test_silent_host_is_one_sentence(server):
     # Nothing listens on the port of a server that is closed again.
     with HTTPServer(('127.0.0.1', 0), Handler) as closed:
         port = closed.server_address[1]
 
-    sentence = refused(capsys, f'http://127.0.0.1:{port}/weights.pth', store)
-
-    assert 'could not be downloaded' in sentence
+    with pytest.raises(OSError, match='could not be downloaded'):
+        fetch(f'http://127.0.0.1:{port}/weights.pth')
 
 
 @pytest.mark.parametrize(
