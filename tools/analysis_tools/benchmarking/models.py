@@ -7,7 +7,7 @@ the built-in's LayerNorm epsilon, which costs nothing and makes outputs comparab
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,8 +30,12 @@ BUILTIN_EPS = 1e-5
 
 
 def has_timm() -> bool:
-    """Whether timm is installed."""
-    return importlib.util.find_spec('timm') is not None
+    """Whether timm, and what it needs, can be imported."""
+    try:
+        importlib.import_module('timm')
+    except ImportError:
+        return False
+    return True
 
 
 def find_config(implementation: str, variant: str, head: str) -> Path:
