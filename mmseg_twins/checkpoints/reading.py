@@ -297,10 +297,10 @@ def checked_tensors(content: dict) -> dict[str, Tensor]:
                 f'an entry has a {type(name).__name__} for a name; a state dict holds '
                 'tensors by name'
             )
-        if len(name) > MAX_NAME:
+        if len(name) > MAX_NAME or not name.isprintable():
             raise CheckpointError(
                 f'an entry has a name of {len(name)} characters ({name[:20]!r}...); '
-                f'the maximum is {MAX_NAME}'
+                f'names are printable and have up to {MAX_NAME}'
             )
         if not isinstance(value, Tensor):
             raise CheckpointError(

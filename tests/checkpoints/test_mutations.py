@@ -1,4 +1,4 @@
-"""No file makes the readers of checkpoints do anything but convert it or say no."""
+"""No file makes the readers of checkpoints do anything but convert it or refuse it."""
 
 from __future__ import annotations
 
@@ -10,27 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints.mutations import KINDS, USES, Seeds, judge, mutate
+from checkpoints.mutations import KINDS, USES, judge, mutate
 
 QUICK = {'untouched': 1, 'zip bomb': 1}  # the others are quicker, and made thrice
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope='module')
-def seeds() -> Seeds:
-    return Seeds()
-
-
 @pytest.mark.parametrize('kind', KINDS)
 def test_mutated_checkpoints_are_refused_in_a_sentence_or_converted_right(
-    kind, seeds, tmp_path, monkeypatch
+    kind, tmp_path, monkeypatch
 ):
     uses = itertools.cycle(('predict', 'resume', 'convert'))
     for number in range(QUICK.get(kind, 3)):
         folder = tmp_path / str(number)
         folder.mkdir()
         monkeypatch.chdir(folder)  # where hostile code would leave a file
-        suffix, content = mutate(kind, number, 0, seeds)
+        suffix, content = mutate(kind, number, 0)
         path = folder / f'source{suffix}'
         path.write_bytes(content)
 
@@ -40,8 +35,8 @@ def test_mutated_checkpoints_are_refused_in_a_sentence_or_converted_right(
 
 
 @pytest.mark.parametrize('use', ['convert', 'predict'])
-def test_sound_checkpoints_of_other_looks_are_taken(use, seeds, tmp_path):
-    suffix, content = mutate('untouched', 1, 0, seeds)
+def test_sound_checkpoints_of_other_looks_are_taken(use, tmp_path):
+    suffix, content = mutate('untouched', 1, 0)
     path = tmp_path / f'source{suffix}'
     path.write_bytes(content)
 
@@ -52,14 +47,11 @@ def test_sound_checkpoints_of_other_looks_are_taken(use, seeds, tmp_path):
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 def test_hundreds_of_mutations_each_in_a_process_with_limits():
     done = subprocess.run(
-        [
-            sys.executable, '-m', 'checkpoints.mutations',
-            '--number', '180', '--seed', '2', '--whole', '5',
-        ],
+        [sys.executable, '-m', 'checkpoints.mutations', '--number=180', '--seed=2'],
         env={**os.environ, 'PYTHONPATH': str(TESTS)},
         capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
 
     assert done.returncode == 0, done.stderr[-5000:]
     assert '| all | 540 |' in done.stdout
