@@ -13,7 +13,7 @@ from mmengine.registry import DefaultScope
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS
 
-from ..checkpoints.downloading import fetch, is_url
+from ..checkpoints.downloading import locate
 from ..checkpoints.reading import Source, read_source
 from ..errors import CheckpointError
 from ..state_dicts import compare, strip_data_parallel, without
@@ -57,7 +57,7 @@ def load_weights(segmentor: BaseSegmentor, checkpoint: str | Path) -> Source:
         OSError: the checkpoint does not exist, or cannot be downloaded.
         CheckpointError: it cannot be read, or does not fit the segmentor.
     """
-    path = fetch(checkpoint) if is_url(str(checkpoint)) else Path(checkpoint)
+    path = locate(checkpoint)
     source = read_source(path)
     state = strip_data_parallel(source.state)
     differences = compare(segmentor.state_dict(), state, ignored=TRAINING_ONLY)

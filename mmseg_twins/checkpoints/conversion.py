@@ -18,7 +18,7 @@ from ..state_dicts import strip_data_parallel
 from ..version import __version__
 from .dataset_meta import stored_meta
 from .detection import detect
-from .downloading import fetch, is_url
+from .downloading import locate
 from .layouts import LAYOUTS
 from .models import VARIANTS
 from .patterns import Renaming
@@ -71,7 +71,7 @@ def convert_checkpoint(
     """
     source, target = os.fspath(source), Path(target)
     check_writable(target, force=force, suffixes=SUFFIXES)
-    path = fetch(source, progress=progress) if is_url(source) else Path(source)
+    path = locate(source, progress=progress)
     if path.exists() and target.exists() and path.samefile(target):
         raise CheckpointError(
             f'{target} is the checkpoint that is read; give another file to write'

@@ -39,6 +39,21 @@ def is_url(source: str) -> bool:
     return '://' in source
 
 
+def locate(source: str | Path, *, progress: bool = True) -> Path:
+    """Return the path of a checkpoint, which is downloaded if ``source`` is a URL.
+
+    Args:
+        source: a path, or an http(s) URL for :func:`fetch`.
+        progress: whether to show the progress of a download on stderr.
+
+    Raises:
+        CheckpointError: as :func:`fetch` does.
+        OSError: the download failed.
+    """
+    source = str(source)
+    return fetch(source, progress=progress) if is_url(source) else Path(source)
+
+
 def fetch(url: str, folder: Path | None = None, *, progress: bool = True) -> Path:
     """Download a checkpoint, unless an earlier download exists, and return its path.
 

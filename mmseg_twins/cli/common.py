@@ -19,6 +19,7 @@ from mmengine.config.utils import ConfigParsingError
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..checkpoints.downloading import is_url
 from ..checkpoints.reading import first_cause
 
 # What torchrun sets for each process that it starts.
@@ -197,7 +198,7 @@ def require_file(given: str, name: str, *, suffix: str) -> Path:
 
 def require_checkpoint(given: str, name: str = 'checkpoint') -> str:
     """Check that a checkpoint exists, unless it is a URL; return it."""
-    if '://' not in given:
+    if not is_url(given):
         require_file(given, name, suffix='.pth')
     return given
 
@@ -215,7 +216,7 @@ def require_data(cfg: Config, *loaders: str) -> None:
     """
     for loader in filter(cfg.get, loaders):
         for folder in data_folders(cfg[loader]['dataset']):
-            if '://' not in folder and not Path(folder).is_dir():
+            if not is_url(folder) and not Path(folder).is_dir():
                 raise FileNotFoundError(
                     f'{loader}: the folder {folder!r} does not exist; put the data '
                     'there (tools/dataset_converters/images_to_ade20k.py lays out '

@@ -15,6 +15,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from ..checkpoints.downloading import is_url
 from ..checkpoints.reading import read_checkpoint
 from ..engine.latest import find_whole_checkpoint
 from ..errors import CheckpointError, SettingError
@@ -156,7 +157,7 @@ def require_training_state(given: str) -> None:
     Raises:
         ValueError: the checkpoint cannot be read, or has weights only.
     """
-    if '://' in given or not Path(given).is_file():
+    if is_url(given) or not Path(given).is_file():
         return
     weights_only = given.endswith('.safetensors')
     content = {} if weights_only else read_checkpoint(Path(given), map_location='meta')

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mmengine.logging import print_log
 
+from ..checkpoints.downloading import is_url
 from ..errors import CheckpointError
 
 LAST = 'last_checkpoint'
@@ -59,7 +60,7 @@ def candidates(work_dir: Path) -> list[str]:
     """Return the checkpoints of a run, those to prefer first."""
     note = work_dir / LAST
     named = note.read_text(encoding='utf-8').strip() if note.is_file() else ''
-    if '://' in named:
+    if is_url(named):
         return [named]
     if named:
         path = Path(named)
@@ -106,7 +107,7 @@ def damage(path: str) -> str | None:
     PyTorch's files are zip archives, with a table of contents at the end and checksums.
     URLs, and folders, as DeepSpeed and sharded checkpoints are, count as intact.
     """
-    if '://' in path or Path(path).is_dir():
+    if is_url(path) or Path(path).is_dir():
         return None
     if not Path(path).exists():
         return 'does not exist'

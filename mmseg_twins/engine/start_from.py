@@ -8,14 +8,13 @@ except in the layers that are named.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..checkpoints.downloading import fetch, is_url
+from ..checkpoints.downloading import locate
 from ..checkpoints.reading import read_source
 from ..errors import CheckpointError, SettingError
 from ..registry import HOOKS
@@ -105,7 +104,6 @@ def read_weights(source: str) -> Mapping[str, Tensor]:
         CheckpointError: it cannot be found, downloaded or read.
     """
     try:
-        path = fetch(source, progress=False) if is_url(source) else Path(source)
-        return read_source(path).state
+        return read_source(locate(source, progress=False)).state
     except (CheckpointError, OSError) as error:
         raise CheckpointError(f'StartFrom: {error}') from error

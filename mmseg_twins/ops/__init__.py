@@ -205,7 +205,7 @@ def upsampled_cross_entropy(
         The sum of the weighted cross entropy, and the number of pixels that are
         classified correctly; ignored pixels count in neither.
     """
-    op = _cross_entropy.portable
+    arguments = (logits, labels, align_corners, ignore_index, class_weight)
     if _may_use_cpu_version(logits, labels):
-        op = _cross_entropy.on_cpu
-    return op(logits, labels, align_corners, ignore_index, class_weight)
+        return _cross_entropy.on_cpu(*arguments)
+    return _cross_entropy.portable(*arguments)
