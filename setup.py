@@ -48,7 +48,9 @@ INSTALL_REQUIRES = [
     'torch>=2.7',
     'mmengine>=0.10.4,<1',
     'mmsegmentation>=1.2.2,<2',
+    'filelock',
     'ftfy',  # mmsegmentation imports ftfy and regex without declaring them
+    'huggingface_hub>=0.30',
     'matplotlib',
     'numpy',
     'packaging',
