@@ -177,7 +177,12 @@ setup(
     include_package_data=False,
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
-    entry_points={'console_scripts': ['twins2mmseg=mmseg_twins.cli.convert:main']},
+    entry_points={
+        'console_scripts': [
+            'mmseg-twins=mmseg_twins.cli.main:main',
+            'twins2mmseg=mmseg_twins.cli.convert:main',
+        ]
+    },
     cmdclass={'build_py': BuildPy, 'editable_wheel': EditableWheel},
     zip_safe=False,
 )
