@@ -10,13 +10,15 @@ import functools
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.request import OpenerDirector
 
 import mmengine.config.utils
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants as hub_constants
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
@@ -35,6 +37,7 @@ from builders import (
     tiny_config,
     train_demo,
 )
+from weights_server import Hosts, serve
 
 NO_NETWORK = Path(__file__).parent / 'no_network'
 CLOSED = 'http://127.0.0.1:9'  # for programs other than Python: nothing answers there
@@ -107,6 +110,24 @@ def store(tmp_path) -> Path:
     """Where a converted checkpoint goes, in a folder of its own."""
     (tmp_path / 'out').mkdir()
     return tmp_path / 'out' / 'store.pth'
+
+
+@pytest.fixture
+def weight_hosts(monkeypatch) -> Iterator[Hosts]:
+    """The hosts of published weights, here and for started processes."""
+    with serve() as hosts:
+        endpoint = f'{hosts.address}/hub'
+        monkeypatch.setenv('TEST_HOSTS', hosts.address)
+        monkeypatch.setenv('HF_ENDPOINT', endpoint)
+        monkeypatch.setattr(hub_constants, 'ENDPOINT', endpoint)
+        monkeypatch.setattr(
+            hub_constants,
+            'HUGGINGFACE_CO_URL_TEMPLATE',
+            endpoint + '/{repo_id}/resolve/{revision}/{filename}',
+        )
+        redirected = sys.modules['no_network'].redirected_urllib
+        monkeypatch.setattr(OpenerDirector, 'open', redirected(OpenerDirector.open))
+        yield hosts
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from mmengine.registry import DefaultScope
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import MODELS
 
-from ..checkpoints.downloading import locate
+from ..checkpoints.locating import locate
 from ..checkpoints.reading import Source, read_source
 from ..errors import CheckpointError
 from ..state_dicts import compare, strip_data_parallel, without

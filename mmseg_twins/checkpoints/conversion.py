@@ -1,6 +1,6 @@
 """Convert a checkpoint of any Twins layout to a verified one of another.
 
-:func:`convert_checkpoint` works on files: it fetches, reads, converts and writes.
+:func:`convert_checkpoint` works on files: it reads, converts and writes.
 :func:`convert_state_dict` works on tensors: it detects, renames and verifies.
 """
 
@@ -18,7 +18,6 @@ from ..state_dicts import strip_data_parallel
 from ..version import __version__
 from .dataset_meta import stored_meta
 from .detection import detect
-from .downloading import locate
 from .layouts import LAYOUTS
 from .models import VARIANTS
 from .patterns import Renaming
@@ -35,26 +34,26 @@ def convert_checkpoint(
     target: str | os.PathLike,
     *,
     to: str = 'mmseg',
-    arch: str | None = None,
+    variant: str | None = None,
     use_ema: bool = False,
     backbone_only: bool = False,
     force: bool = False,
-    progress: bool = False,
+    origin: str | None = None,
 ) -> Report:
     """Convert a Twins checkpoint; write nothing unless all checks pass.
 
     Args:
-        source: a path, or a URL, which is downloaded to PyTorch's cache: a file in
-            PyTorch's or the safetensors format. Nothing in it can run.
+        source: a file in PyTorch's or the safetensors format. Nothing in it can run.
+            :func:`.locating.locate` fetches those that are elsewhere.
         target: the file to write, ending in ``.pth`` or ``.safetensors``, with
             ``state_dict`` and ``meta`` (see :func:`describe`). It is written
             atomically.
         to: ``'mmseg'``, or ``'official'`` for the names that timm reads too.
-        arch: the variant that it must be, such as ``'svt-s'``; None for any.
+        variant: the variant that it must be, such as ``'svt-s'``; None for any.
         use_ema: whether to take the averaged weights of ``model_ema``.
         backbone_only: whether to drop a segmentor's heads.
         force: whether to replace ``target`` if it exists.
-        progress: whether to show the progress of a download on stderr.
+        origin: where the source comes from, for the report; its path by default.
 
     Returns:
         What was found and done; ``print`` shows it as a table.
@@ -69,9 +68,8 @@ def convert_checkpoint(
         >>> from mmseg_twins.checkpoints.conversion import convert_checkpoint
         >>> print(convert_checkpoint('alt_gvt_small.pth', 'svt-s.pth'))
     """
-    source, target = os.fspath(source), Path(target)
+    path, target = Path(source), Path(target)
     check_writable(target, force=force, suffixes=SUFFIXES)
-    path = locate(source, progress=progress)
     if path.exists() and target.exists() and path.samefile(target):
         raise CheckpointError(
             f'{target} is the checkpoint that is read; give another file to write'
@@ -79,12 +77,15 @@ def convert_checkpoint(
     read = read_source(path, use_ema=use_ema)
     try:
         state, report = convert_state_dict(
-            read.state, to=to, arch=arch, backbone_only=backbone_only
+            read.state, to=to, variant=variant, backbone_only=backbone_only
         )
     except CheckpointError as error:
         raise CheckpointError(f'{path}: {error}') from None
     report = dataclasses.replace(
-        report, source=source, source_sha256=sha256(path), target=str(target)
+        report,
+        source=origin or str(path),
+        source_sha256=sha256(path),
+        target=str(target),
     )
     write_checkpoint(target, state, describe(report, read), force=force)
     return report
@@ -94,7 +95,7 @@ def convert_state_dict(
     state_dict: Mapping[str, Tensor],
     *,
     to: str = 'mmseg',
-    arch: str | None = None,
+    variant: str | None = None,
     backbone_only: bool = False,
 ) -> tuple[dict[str, Tensor], Report]:
     """Convert a Twins state dict, and verify the result.
@@ -110,17 +111,17 @@ def convert_state_dict(
     Args:
         state_dict: tensors by name; ``module.`` in front is removed.
         to: ``'mmseg'``, or ``'official'`` for the names that timm reads too.
-        arch: the variant that it must be, such as ``'svt-s'``; None for any.
+        variant: the variant that it must be, such as ``'svt-s'``; None for any.
         backbone_only: whether to drop a segmentor's heads.
 
     Returns:
         The converted state dict, and what was found and done.
 
     Raises:
-        CheckpointError: it is no Twins, not the one of ``arch``, has a tensor too
+        CheckpointError: it is no Twins, not the ``variant``, has a tensor too
             many, too few, of a wrong shape or not finite, or the outputs of its model
             are not finite.
-        ValueError: ``to`` or ``arch`` has a value that is not allowed.
+        ValueError: ``to`` or ``variant`` has a value that is not allowed.
 
     Example:
         >>> import torch
@@ -130,11 +131,12 @@ def convert_state_dict(
         >>> report.variant
         'svt-s'
     """
-    for name, value, allowed in (('to', to, TARGETS), ('arch', arch, VARIANTS)):
+    choices = (('to', to, TARGETS), ('variant', variant, VARIANTS))
+    for name, value, allowed in choices:
         if value not in allowed and value is not None:
             raise ValueError(f'{name}={value!r}; give one of {", ".join(allowed)}')
     state = strip_data_parallel(state_dict)
-    detected = detect(state, variant=arch, backbone_only=backbone_only)
+    detected = detect(state, variant=variant, backbone_only=backbone_only)
     converted = without_prefix(
         detected.renaming.forwards(detected.kept), detected.prefix
     )

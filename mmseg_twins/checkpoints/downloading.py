@@ -1,8 +1,7 @@
-"""The one downloader, which keeps checkpoints where PyTorch keeps them."""
+"""The one downloader: from http(s) URLs, and from the Hugging Face hub."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sys
@@ -10,48 +9,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 import torch
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import wrap_file
 
 from ..errors import CheckpointError
 from ..version import __version__
-from .reading import file_format, sha256
+from .reading import file_format, one_line, sha256
 from .writing import replacing
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-TIMEOUT = 60  # seconds without an answer
+TIMEOUT = 10  # seconds without an answer
+ATTEMPTS = 2  # for connections that break off
 # The end of published names: `-`, the beginning of the digest, the suffix. Eight digits
 # that are a date are none.
 HASH = re.compile(r'-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.[a-z]+$')
+DIGEST = re.compile(r'[0-9a-f]{64}')
+
+
+class BrokenOffError(CheckpointError):
+    """A download that ended early; another attempt may succeed."""
 
 
 def is_url(source: str) -> bool:
     """Return whether a source is a URL and no path."""
     return '://' in source
-
-
-def locate(source: str | Path, *, progress: bool = True) -> Path:
-    """Return the path of a checkpoint, which is downloaded if ``source`` is a URL.
-
-    Args:
-        source: a path, or an http(s) URL for :func:`fetch`.
-        progress: whether to show the progress of a download on stderr.
-
-    Raises:
-        CheckpointError: as :func:`fetch` does.
-        OSError: the download failed.
-    """
-    source = str(source)
-    return fetch(source, progress=progress) if is_url(source) else Path(source)
 
 
 def fetch(url: str, folder: Path | None = None, *, progress: bool = True) -> Path:
@@ -66,23 +52,88 @@ def fetch(url: str, folder: Path | None = None, *, progress: bool = True) -> Pat
         progress: whether to show the progress on stderr.
 
     Raises:
-        CheckpointError: the URL cannot be downloaded, or the download is incomplete,
+        CheckpointError: the file cannot be downloaded, or the download is incomplete,
             has another hash or is no checkpoint. Nothing is kept then.
-        OSError: the download failed.
     """
     name = file_name(url)
     match = HASH.search(name)
     prefix = match[1] if match else ''
-    folder = folder or Path(torch.hub.get_dir(), 'checkpoints')
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / name
-    with lock(folder):
+    path = (folder or torch_folder()) / name
+    with locked(path.parent):
         if path.is_file() and sha256(path).startswith(prefix):
             if progress:
                 print(f'using the earlier download {path}', file=sys.stderr)
         else:
             download(url, path, prefix, progress=progress)
     return path
+
+
+def fetch_from_hub(repository: str, name: str, digest: str = '') -> Path:
+    """Download a file from the Hugging Face hub to the hub's cache; return its path.
+
+    ``huggingface_hub`` does it, so that its variables such as ``HF_ENDPOINT``,
+    ``HF_HOME``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` hold.
+
+    Args:
+        repository: ``OWNER/NAME``.
+        name: of the file.
+        digest: its SHA-256 digest; if empty, the one that the hub names is compared.
+
+    Raises:
+        CheckpointError: the file cannot be downloaded, or has another hash.
+    """
+    import huggingface_hub as hub  # takes half a second
+
+    shown = f'{name} of {repository} on the Hugging Face hub'
+    try:
+        try:
+            found = hub.hf_hub_download(repository, name, local_files_only=True)
+        except hub.errors.LocalEntryNotFoundError:
+            if hub.constants.HF_HUB_OFFLINE:
+                raise
+            # By itself, the download would try a silent host for minutes.
+            stated = hub.get_hf_file_metadata(
+                hub.hf_hub_url(repository, name), timeout=TIMEOUT
+            )
+            if stated.etag and DIGEST.fullmatch(stated.etag):
+                digest = digest or stated.etag
+            found = hub.hf_hub_download(repository, name, etag_timeout=TIMEOUT)
+    # Which errors there are depends on the version, and on the library below it.
+    except Exception as error:
+        response = getattr(error, 'response', None)
+        reason = f'HTTP {response.status_code}' if response else one_line(error)
+        raise CheckpointError(f'{shown} could not be downloaded ({reason})') from error
+    path = Path(found)
+    if not sha256(path).startswith(digest):
+        path.resolve().unlink()
+        raise CheckpointError(f'{shown} has another hash than expected and is not kept')
+    return path
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder if need be, and let one process at a time use it.
+
+    Raises:
+        CheckpointError: the folder cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / '.mmseg_twins.lock')
+        lock.acquire()
+    except OSError as error:
+        raise CheckpointError(
+            f'{folder} cannot be written to ({error.strerror or error}); set '
+            'TORCH_HOME to a folder for downloads'
+        ) from None
+    with lock:
+        lock.release()  # it is held twice
+        yield
+
+
+def torch_folder() -> Path:
+    """Return the folder in which PyTorch keeps checkpoints."""
+    return Path(torch.hub.get_dir(), 'checkpoints')
 
 
 def file_name(url: str) -> str:
@@ -104,40 +155,50 @@ def file_name(url: str) -> str:
     )
 
 
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, where the system has locks."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def download(url: str, path: Path, prefix: str, *, progress: bool) -> None:
     """Download a checkpoint whose SHA-256 digest begins with ``prefix``."""
-    request = Request(url, headers={'User-Agent': f'mmseg_twins/{__version__}'})
-    try:
-        with (
-            urlopen(request, timeout=TIMEOUT) as response,
-            replacing(path, force=True) as temporary,
-        ):
-            receive(response, temporary, path.name, progress)
-            digest = sha256(temporary)
-            if not digest.startswith(prefix):
-                raise CheckpointError(
-                    f'{url} gives another file than its name says: its sha256 begins '
-                    f'with {digest[: len(prefix)]}, expected {prefix}; it was not kept'
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return download_once(url, path, prefix, progress=progress)
+        except (BrokenOffError, HTTPException, OSError) as error:
+            if attempt == ATTEMPTS or not is_transient(error):
+                # An HTTPError's reason lacks the status.
+                known = (
+                    '' if isinstance(error, HTTPError) else getattr(error, 'reason', '')
                 )
-            file_format(temporary, f'the download from {url}')
-    except (OSError, HTTPException) as error:
-        # An HTTPError's reason lacks the status.
-        known = None if isinstance(error, HTTPError) else getattr(error, 'reason', None)
-        raise OSError(f'{url} could not be downloaded ({known or error})') from None
+                raise CheckpointError(
+                    f'{url} could not be downloaded ({known or error})'
+                ) from None
+
+
+def reason_of(error: Exception) -> object:
+    """Return why a download failed."""
+    if isinstance(error, URLError) and not isinstance(error, HTTPError):
+        return error.reason
+    return error
+
+
+def is_transient(error: Exception) -> bool:
+    """Return whether another attempt at a download may succeed."""
+    kinds = (BrokenOffError, ConnectionError, HTTPException)
+    return isinstance(error, kinds) or getattr(error, 'code', 0) >= 500
+
+
+def download_once(url: str, path: Path, prefix: str, *, progress: bool) -> None:
+    """Make one attempt at a download."""
+    request = Request(url, headers={'User-Agent': f'mmseg_twins/{__version__}'})
+    with (
+        urlopen(request, timeout=TIMEOUT) as response,
+        replacing(path, force=True) as temporary,
+    ):
+        receive(response, temporary, path.name, progress)
+        digest = sha256(temporary)
+        if not digest.startswith(prefix):
+            raise CheckpointError(
+                f'{url} gives another file than its name says: its sha256 begins '
+                f'with {digest[: len(prefix)]}, expected {prefix}; it was not kept'
+            )
+        file_format(temporary, f'the download from {url}')
 
 
 def receive(response: HTTPResponse, path: Path, name: str, progress: bool) -> None:
@@ -157,7 +218,4 @@ def receive(response: HTTPResponse, path: Path, name: str, progress: bool) -> No
         shutil.copyfileobj(body, file, 1 << 20)
     received = path.stat().st_size
     if size is not None and received != size:
-        raise CheckpointError(
-            f'the download of {name} broke off after {received} of {size} bytes; try '
-            'again'
-        )
+        raise BrokenOffError(f'it broke off after {received} of {size} bytes')

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..state_dicts import some
 from .models import Heads
+from .weights import upernet_config
 
 CLASSES = 150  # of ADE20K, which the configs are for
 
@@ -52,11 +53,9 @@ class Report:
             return None
         ours = self.config_heads()
         if self.heads.kind == 'uperhead':
-            batch = '8x4' if self.variant == 'pcpvt-s' else '8x2'
-            kind = f'{batch}_512x512_160k'
             if ours.auxiliary_channels == 512:
-                kind = '8x2_512x512_130e'
-            return f'twins_{self.variant}_uperhead_{kind}_ade20k.py'
+                return f'twins_{self.variant}_uperhead_8x2_512x512_130e_ade20k.py'
+            return upernet_config(self.variant)
         if (self.heads.auxiliary_channels, self.heads.neck_channels) != (None, 256):
             return None
         return f'twins_{self.variant}_fpn_fpnhead_8x4_512x512_80k_ade20k.py'

@@ -10,9 +10,10 @@ from pathlib import Path
 from types import FrameType
 
 from ..checkpoints.conversion import TARGETS, convert_checkpoint
+from ..checkpoints.locating import locate
 from ..checkpoints.models import VARIANTS
-from ..checkpoints.writing import SUFFIXES
-from ..errors import CheckpointError
+from ..checkpoints.writing import SUFFIXES, check_writable
+from ..errors import CheckpointError, SettingError
 
 DESCRIPTION = """\
 Convert a Twins checkpoint to mmsegmentation 1.x, verified.
@@ -43,8 +44,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         'pretrain',
         metavar='PRETRAIN',
-        help='the checkpoint: a path or an http(s) URL, a file of PyTorch or '
-        '.safetensors',
+        help='the checkpoint: a path, an http(s) URL or the name of published weights '
+        'such as twins://svt-s; a file of PyTorch or .safetensors',
     )
     parser.add_argument(
         'store',
@@ -110,17 +111,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'{parser.prog}: --arch is deprecated; use --variant', file=sys.stderr)
     earlier = signal.signal(signal.SIGTERM, interrupt)
     try:
+        check_writable(args.store, force=args.force)  # before a long download
+        path = locate(args.pretrain)
         report = convert_checkpoint(
-            args.pretrain,
+            path,
             args.store,
             to=args.to,
-            arch=args.variant or args.arch,
+            variant=args.variant or args.arch,
             use_ema=args.use_ema,
             backbone_only=args.backbone_only,
             force=args.force,
-            progress=True,
+            origin=args.pretrain,
         )
-    except (CheckpointError, OSError, MemoryError, RuntimeError) as error:
+    except (SettingError, CheckpointError, OSError, MemoryError, RuntimeError) as error:
         print(f'{parser.prog}: error: {describe_error(error)}', file=sys.stderr)
         return 1
     except KeyboardInterrupt as interruption:

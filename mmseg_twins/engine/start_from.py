@@ -1,49 +1,56 @@
-"""Starts a training from a segmentor with other classes.
+"""Starts a training from a backbone, or from a segmentor with other classes.
 
 mmengine's ``load_from`` loads the tensors that fit and only logs the rest, so that a
 checkpoint of another variant leaves random weights. Here any difference is an error,
-except in the layers that are named.
+except in the layers that are named, and in the auxiliary head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..checkpoints.downloading import locate
+from ..checkpoints.locating import locate
 from ..checkpoints.reading import read_source
+from ..checkpoints.weights import find_weights, is_name
 from ..errors import CheckpointError, SettingError
 from ..registry import HOOKS
 from ..state_dicts import compare, without
 
+BACKBONE, AUXILIARY_HEAD = 'backbone', 'auxiliary_head'
 CLASSIFICATION_LAYERS = ('decode_head.conv_seg', 'auxiliary_head.conv_seg')
 
 
 @HOOKS.register_module()
 class StartFrom(Hook):
-    """Loads a segmentor's weights before the first iteration, except for some layers.
+    """Loads weights before the first iteration, except for some layers.
+
+    A bare backbone is loaded into the backbone, and all heads stay as they are. Of a
+    segmentor, all is loaded but the layers with one output for each class; its
+    auxiliary head, which predictions do not use, is loaded only if it fits.
 
     A resumed training uses its own checkpoint instead. Hooks that follow the loading of
     checkpoints, such as ``EMAHook``, are called.
 
     Args:
-        checkpoint: path or http(s) URL of a segmentor of the same layout, in PyTorch's
-            or the safetensors format. Nothing in it can run. None starts from scratch.
+        checkpoint: path, http(s) URL or ``twins://`` name of a backbone or segmentor in
+            mmsegmentation's layout, in PyTorch's or the safetensors format. Nothing in
+            it can run. None starts from scratch.
         leave_out: names of modules or tensors to leave as they are; by default the
             layers with one output for each class. Unknown names are ignored.
 
     Raises:
-        SettingError: ``leave_out`` is no sequence of names, or the checkpoint differs
-            from the model elsewhere.
+        SettingError: ``leave_out`` is no sequence of names, no weights have the name,
+            or the checkpoint differs from the model elsewhere.
         CheckpointError: the checkpoint cannot be read.
 
     Example:
         >>> custom_hooks = [
-        ...     dict(type='mmseg_twins.StartFrom', checkpoint='segmentor.pth')
+        ...     dict(type='mmseg_twins.StartFrom', checkpoint='twins://svt-s')
         ... ]
     """
 
@@ -77,17 +84,10 @@ class StartFrom(Hook):
             )
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        wanted, found = model.state_dict(), read_weights(str(self.checkpoint))
-        differences = compare(wanted, found, ignored=self.leave_out)
-        if differences:
-            raise SettingError(
-                f'StartFrom: {self.checkpoint} does not fit the model outside of '
-                f'leave_out={list(self.leave_out)}: {differences}; give a checkpoint '
-                'of the same variant and heads, or add what differs to leave_out'
-            )
-        loaded = without(found, self.leave_out)
-        model.load_state_dict({**wanted, **loaded})
-        new = [name for name in wanted if name not in loaded]
+        state = model.state_dict()
+        loaded = self.select(read_weights(str(self.checkpoint)), state)
+        model.load_state_dict({**state, **loaded})
+        new = parts_without(state, loaded)
         runner.logger.info(
             f'StartFrom: loaded {len(loaded)} tensors from {self.checkpoint}; left '
             f'out: {", ".join(new) or "none"}'
@@ -96,11 +96,65 @@ class StartFrom(Hook):
             'after_load_checkpoint', checkpoint=dict(state_dict=model.state_dict())
         )
 
+    def select(
+        self, found: Mapping[str, Tensor], state: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the tensors of a checkpoint to load, by the model's names.
+
+        Args:
+            found: the checkpoint's tensors.
+            state: the model's.
+
+        Raises:
+            SettingError: the checkpoint does not fit.
+        """
+        wanted, leave_out = state, self.leave_out
+        if not only(found, BACKBONE):
+            found = {f'{BACKBONE}.{name}': value for name, value in found.items()}
+            wanted = only(state, BACKBONE)
+        heads = (only(names, AUXILIARY_HEAD) for names in (wanted, found))
+        if compare(*heads, ignored=leave_out):
+            leave_out = (*leave_out, AUXILIARY_HEAD)
+        differences = compare(wanted, found, ignored=leave_out)
+        if differences:
+            raise SettingError(
+                f'StartFrom: {self.checkpoint} does not fit the model outside of '
+                f'leave_out={list(self.leave_out)}: {differences}; {self.remedy()}'
+            )
+        return without(found, leave_out)
+
+    def remedy(self) -> str:
+        """Return what mends a checkpoint that does not fit."""
+        if is_name(str(self.checkpoint)):
+            config = find_weights(str(self.checkpoint)).config
+            return f'inherit from the config that these weights fit, {config}'
+        return (
+            'give a checkpoint of the same variant and heads, or add what differs to '
+            'leave_out'
+        )
+
+
+def only(state: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
+    """Return a module's part of a state dict."""
+    return {
+        name: value for name, value in state.items() if name.startswith(f'{module}.')
+    }
+
+
+def parts_without(names: Iterable[str], loaded: Collection[str]) -> list[str]:
+    """Return what is not loaded: tensors, or parts of the model none of which is."""
+    begun = {name.partition('.')[0] for name in loaded}
+    new = [name for name in names if name not in loaded]
+    parts = [name.partition('.')[0] for name in new]
+    shown = (n if part in begun else part for n, part in zip(new, parts, strict=True))
+    return list(dict.fromkeys(shown))
+
 
 def read_weights(source: str) -> Mapping[str, Tensor]:
-    """Return the state dict of a file or URL.
+    """Return the state dict of a file, URL or name.
 
     Raises:
+        SettingError: no weights have the name.
         CheckpointError: it cannot be found, downloaded or read.
     """
     try:

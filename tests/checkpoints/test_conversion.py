@@ -192,15 +192,15 @@ def test_mmsegmentations_own_conversion_passes_with_its_leftover_norm():
     assert 'norm.weight' not in converted
 
 
-def test_arch_is_an_assertion():
+def test_the_variant_is_an_assertion():
     state = meta_state(shapes_of('official-cls', 'pcpvt-b'))
 
-    convert_state_dict(state, arch='pcpvt-b')
+    convert_state_dict(state, variant='pcpvt-b')
     with pytest.raises(CheckpointError, match='this is pcpvt-b .* not svt-l'):
-        convert_state_dict(state, arch='svt-l')
+        convert_state_dict(state, variant='svt-l')
 
 
-@pytest.mark.parametrize('arguments', [{'arch': 'svt'}, {'to': 'timm'}])
+@pytest.mark.parametrize('arguments', [{'variant': 'svt'}, {'to': 'timm'}])
 def test_unknown_arguments_are_named(arguments):
     ((name, value),) = arguments.items()
     with pytest.raises(ValueError, match=f'{name}={value!r}; give one of'):

@@ -54,7 +54,7 @@ def server(monkeypatch, tmp_path):
 
 def cached(tmp_path: Path) -> list[str]:
     folder = tmp_path / 'torch' / 'hub' / 'checkpoints'
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    return sorted(path.name for path in folder.glob('[!.]*'))
 
 
 def test_file_lands_in_pytorchs_cache_once(server, tmp_path):
@@ -112,7 +112,7 @@ def test_converted_download_names_its_url(server, classifier, store, capsys):
             CONTENT,
             f'begins with {DIGEST[:10]}, expected 0123456789; it was not kept',
         ),
-        ('cut.pth', CONTENT, 'broke off after 14000 of 14100 bytes'),
+        ('cut.pth', CONTENT, '.it broke off after 14000 of 14100 bytes'),
         ('page.pth', b'<html>moved</html>', 'is no checkpoint.* like a web page'),
         ('text.pth', b'no weights at all', 'is no checkpoint'),
         ('empty.pth', b'', 'is empty'),
@@ -124,7 +124,7 @@ def test_what_is_no_checkpoint_is_refused_and_not_kept(
 ):
     Handler.files[f'/{name}'] = content
 
-    with pytest.raises((CheckpointError, OSError), match=message):
+    with pytest.raises(CheckpointError, match=message):
         fetch(f'{server}/{name}', progress=False)
 
     assert cached(tmp_path) == []
@@ -143,7 +143,7 @@ def test_silent_host_is_one_sentence(server):
     with HTTPServer(('127.0.0.1', 0), Handler) as closed:
         port = closed.server_address[1]
 
-    with pytest.raises(OSError, match='could not be downloaded'):
+    with pytest.raises(CheckpointError, match='could not be downloaded'):
         fetch(f'http://127.0.0.1:{port}/weights.pth')
 
 

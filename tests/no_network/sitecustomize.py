@@ -1,5 +1,8 @@
 """Refuses connections to other machines; this one's own addresses are left alone.
 
+With ``TEST_HOSTS``, the address of a server of ``tests/weights_server.py``, urllib asks
+that server instead of other machines.
+
 Python imports a module of this name when it starts. ``tests/conftest.py`` imports it
 for the tests, and puts its folder on the ``PYTHONPATH`` of the processes that they
 start.
@@ -8,8 +11,10 @@ start.
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import sys
+from urllib.request import OpenerDirector
 
 # The events of Python's audit hooks that lead out, and where their address stands.
 EVENTS = {
@@ -64,3 +69,19 @@ def refuse(event: str, arguments: tuple) -> None:
 
 
 sys.addaudithook(refuse)
+
+
+def redirected_urllib(opened):
+    """Returns urllib's opener, which asks ``TEST_HOSTS/HOST`` for ``https://HOST``."""
+
+    def open_here(self, request, *args, **kwargs):
+        url = request.full_url
+        if url.startswith('https://'):
+            request.full_url = url.replace('https:/', os.environ['TEST_HOSTS'], 1)
+        return opened(self, request, *args, **kwargs)
+
+    return open_here
+
+
+if 'TEST_HOSTS' in os.environ:
+    OpenerDirector.open = redirected_urllib(OpenerDirector.open)
