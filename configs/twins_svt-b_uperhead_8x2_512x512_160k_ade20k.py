@@ -1,14 +1,12 @@
 _base_ = './_base_/twins_uperhead_160k_ade20k.py'
 
-checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/alt_gvt_base_20220308-1b7eb711.pth'
-
 model = dict(
     backbone=dict(
         _delete_=True,
         type='mmseg_twins.SVT',
         arch='base',
         drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+        init_cfg=dict(type='Pretrained', checkpoint='twins://svt-b'),
     ),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384),

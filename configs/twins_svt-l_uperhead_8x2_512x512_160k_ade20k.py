@@ -1,14 +1,12 @@
 _base_ = './_base_/twins_uperhead_160k_ade20k.py'
 
-checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/alt_gvt_large_20220308-fb5936f3.pth'
-
 model = dict(
     backbone=dict(
         _delete_=True,
         type='mmseg_twins.SVT',
         arch='large',
         drop_path_rate=0.3,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+        init_cfg=dict(type='Pretrained', checkpoint='twins://svt-l'),
     ),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
     auxiliary_head=dict(in_channels=512),

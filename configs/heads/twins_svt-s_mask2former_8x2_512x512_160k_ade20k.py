@@ -10,8 +10,6 @@ custom_imports = dict(
     _delete_=True, imports=['mmseg_twins', 'mmdet.models'], allow_failed_imports=False
 )
 
-checkpoint = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/alt_gvt_small_20220308-7e1c3695.pth'
-
 depths = [2, 2, 10, 4]
 model = dict(
     backbone=dict(
@@ -20,7 +18,7 @@ model = dict(
         arch='small',
         depths=depths,
         drop_path_rate=0.3,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+        init_cfg=dict(type='Pretrained', checkpoint='twins://svt-s'),
     ),
     decode_head=dict(in_channels=[64, 128, 256, 512]),
 )

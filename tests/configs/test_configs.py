@@ -24,6 +24,7 @@ from torch import nn
 
 from builders import ROOT, VARIANTS, meta_state, narrow_config, shapes_of
 from mmseg_twins.checkpoints.conversion import convert_state_dict
+from mmseg_twins.checkpoints.weights import SCHEME, WEIGHTS
 
 CONFIGS = ROOT / 'configs'
 ARCHS = {'s': 'small', 'b': 'base', 'l': 'large'}
@@ -45,15 +46,6 @@ FPN = {
     'svt-b': (0.2, 59_676_438),
     'svt-l': (0.3, 102_744_214),
 }
-PRETRAINED = {
-    'pcpvt-s': 'pcpvt_small_20220308-e638c41c.pth',
-    'pcpvt-b': 'pcpvt_base_20220308-0621964c.pth',
-    'pcpvt-l': 'pcpvt_large_20220308-37579dc6.pth',
-    'svt-s': 'alt_gvt_small_20220308-7e1c3695.pth',
-    'svt-b': 'alt_gvt_base_20220308-1b7eb711.pth',
-    'svt-l': 'alt_gvt_large_20220308-fb5936f3.pth',
-}
-URL = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/twins/'
 MASK2FORMER = 'heads/twins_svt-s_mask2former_8x2_512x512_160k_ade20k'
 # Images of ADE20K, which SSSegmentation's setting goes through 130 times.
 IMAGES, EPOCHS = 20_210, 130
@@ -63,7 +55,7 @@ NAMES = sorted(
     for path in CONFIGS.rglob('*.py')
     if '_base_' not in path.parts
 )
-NAMED = [name for name in NAMES if 'demo/' not in name]
+NAMED = [name for name in NAMES if not name.startswith(('custom/', 'demo/'))]
 PUBLISHED = [name for name in NAMED if '/' not in name and '0k_' in name]
 # One of each head, family and dataset takes a step always, the others with `--all`.
 QUICK = [
@@ -149,7 +141,7 @@ def test_contents_are_what_the_name_says(name: str):
     rate, _ = (0.3, None) if name == MASK2FORMER else table[says['variant']]
     assert backbone.drop_path_rate == rate
     assert backbone.init_cfg.type == 'Pretrained'
-    assert backbone.init_cfg.checkpoint == URL + PRETRAINED[says['variant']]
+    assert backbone.init_cfg.checkpoint == SCHEME + says['variant']
 
     assert cfg.train_dataloader.batch_size == images
     assert cfg.auto_scale_lr.base_batch_size == images * gpus
@@ -384,6 +376,22 @@ def test_model_index_describes_the_config(name: str):
     assert metadata['Architecture'][0] == f'Twins-{variant.upper()}'
     assert f'/twins_{variant}_' in entry['Weights']
     assert all(result['Reported By'] for result in entry['Results'])
+
+
+@pytest.mark.parametrize('name', WEIGHTS)
+def test_published_weights_belong_to_a_config_of_the_index(name: str):
+    weights = WEIGHTS[name]
+    entry = model_index()[weights.config.removesuffix('.py')]
+
+    metrics = next(
+        result['Metrics']
+        for result in entry['Results']
+        if weights.author in result['Reported By']
+    )
+    assert metrics['mIoU'] == weights.miou
+    assert metrics.get('mIoU(ms+flip)') == weights.miou_tta
+    if weights.heads and weights.author == 'mmsegmentation':
+        assert entry['Weights'] == weights.files[0].url
 
 
 def test_model_index_is_valid_for_mim():
