@@ -2,18 +2,29 @@
 
 Importing the package, as ``custom_imports = dict(imports=['mmseg_twins'])`` does in
 a config, lets mmsegmentation run on current PyTorch (:mod:`mmseg_twins.compat`) and
-registers the backbones. ``python -m mmseg_twins`` diagnoses an installation.
+registers the backbones. The command ``mmseg-twins`` has the tools;
+``mmseg-twins doctor`` diagnoses an installation.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from .version import __version__
 
-# `python -m mmseg_twins` imports this first, and is there for when the rest of it
-# fails. Until Python has found what it is to run, the first argument is `-m`.
-if sys.argv[:1] != ['-m'] or sys.orig_argv[-len(sys.argv) :][:1] != [__name__]:
+
+def is_command() -> bool:
+    """Return whether this process runs ``mmseg-twins`` or ``python -m mmseg_twins``."""
+    # Until Python has found the module that it is to run, the first argument is `-m`.
+    by_module = sys.argv[:1] == ['-m']
+    if by_module:
+        return sys.orig_argv[-len(sys.argv)] == __name__
+    return Path(*sys.argv[:1]).stem == 'mmseg-twins'
+
+
+# The command imports the rest by itself: it diagnoses installations where that fails.
+if not is_command():
     from . import compat
 
     compat.activate()  # before anything that imports mmcv or mmsegmentation

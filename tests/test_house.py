@@ -19,7 +19,7 @@ ALLOWED = {
     'checkpoints': {'models', 'ops'},
     'engine': {'checkpoints', 'models', 'ops'},
     'apis': {'checkpoints', 'engine', 'models', 'ops'},
-    'cli': {'apis', 'checkpoints', 'engine', 'models', 'ops'},
+    'cli': {'apis', 'checkpoints', 'compat', 'engine', 'models', 'ops'},
     'compat': {'checkpoints'},
     # Single modules.
     '__init__': {'compat', 'models'},
