@@ -28,7 +28,7 @@ from ...registry import MODELS
 from .attention import GSA, LSA
 from .blocks import Block, PatchEmbedding, PositionEncoding
 from .norm import build_norm
-from .pretrained import check_pretrained
+from .pretrained import check_pretrained, pretrained_input
 from .sizes import PCPVT_SIZES, SVT_SIZES, Sizes, choose_sizes
 
 
@@ -183,14 +183,15 @@ class Twins(BaseModule):
         """Initialize as the official code does, then as ``init_cfg`` says.
 
         Raises:
-            FileNotFoundError: ``init_cfg`` names a checkpoint that does not exist.
+            CheckpointError: ``init_cfg`` names a checkpoint that cannot be read.
             SettingError: the checkpoint does not hold this backbone's weights.
         """
         if not self.is_init:
             for module in self.modules():
                 init_as_official(module)
             check_pretrained(self)
-        super().init_weights()
+        with pretrained_input(self):
+            super().init_weights()
 
     def train(self, mode: bool = True) -> Twins:
         """Set training or evaluation mode; what is frozen stays in evaluation."""

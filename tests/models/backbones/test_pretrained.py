@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from builders import tiny
+from mmseg_twins.errors import CheckpointError
 
 
 @pytest.fixture
@@ -52,14 +53,14 @@ def test_a_part_of_a_segmentor_is_loaded_by_prefix(checkpoint):
 
 def test_a_missing_file_is_named():
     backbone = tiny('SVT', init_cfg=dict(type='Pretrained', checkpoint='no/such.pth'))
-    with pytest.raises(FileNotFoundError, match=r"init_cfg.checkpoint='no/such.pth'"):
+    with pytest.raises(CheckpointError, match=r"init_cfg.checkpoint='no/such.pth'"):
         backbone.init_weights()
 
 
 def test_another_layout_is_refused(checkpoint):
     state = {'patch_embeds.0.proj.weight': torch.zeros(8, 3, 4, 4)}
     backbone = tiny('SVT', **checkpoint(state))
-    with pytest.raises(ValueError, match='lacks .*twins2mmseg.py'):
+    with pytest.raises(ValueError, match='has none of .*twins2mmseg.py'):
         backbone.init_weights()
 
 
@@ -69,9 +70,34 @@ def test_another_size_is_refused(checkpoint):
         backbone.init_weights()
 
 
-def test_other_image_channels_keep_the_rest(checkpoint):
-    source = tiny('SVT')
-    target = tiny('SVT', in_channels=4, **checkpoint(source.state_dict()))
+def test_a_missing_tensor_is_named(checkpoint):
+    state = tiny('SVT').state_dict()
+    del state['layers.1.0.attn.proj.bias']
+    backbone = tiny('SVT', **checkpoint(state))
+    with pytest.raises(ValueError, match='lacks 1 tensors .*layers.1.0.attn.proj.bias'):
+        backbone.init_weights()
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 6, 7])
+def test_images_with_equal_channels_keep_their_features(channels, checkpoint):
+    source = tiny('SVT').eval()
+    target = tiny('SVT', in_channels=channels, **checkpoint(source.state_dict())).eval()
     target.init_weights()
-    name = 'layers.0.0.attn.qkv.weight'
-    assert torch.equal(target.state_dict()[name], source.state_dict()[name])
+    gray = torch.rand(1, 1, 64, 96).double()
+
+    expected = source(gray.expand(-1, 3, -1, -1))
+    found = target(gray.expand(-1, channels, -1, -1))
+
+    # Three channels share the weight that a single one has, up to their order.
+    if channels in (1, 6):
+        torch.testing.assert_close(found, expected)
+    weight = target.patch_embeds[0].projection.weight
+    rgb = source.patch_embeds[0].projection.weight
+    expected_first = rgb.sum(1) if channels == 1 else rgb[:, 0] * 3 / channels
+    torch.testing.assert_close(weight[:, 0], expected_first)
+
+
+def test_weights_for_other_images_than_rgb_fit_the_same_only(checkpoint):
+    backbone = tiny('SVT', **checkpoint(tiny('SVT', in_channels=4).state_dict()))
+    with pytest.raises(ValueError, match=r'8x4x4x4 there and 8x3x4x4'):
+        backbone.init_weights()
