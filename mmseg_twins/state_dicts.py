@@ -11,6 +11,8 @@ from torch import Size, Tensor
 from .errors import CheckpointError
 
 DATA_PARALLEL = re.compile(r'^(module\.)+')
+# Predictions do not need it: a checkpoint may lack it, and so may the model.
+TRAINING_ONLY = ('auxiliary_head',)
 NAMED = 3  # tensors that a sentence names
 
 

@@ -16,10 +16,7 @@ from mmseg.registry import MODELS
 from ..checkpoints.locating import locate
 from ..checkpoints.reading import Source, read_source
 from ..errors import CheckpointError
-from ..state_dicts import compare, strip_data_parallel, without
-
-# Not needed for predictions: a checkpoint may lack it, and it would take memory.
-TRAINING_ONLY = ('auxiliary_head',)
+from ..state_dicts import TRAINING_ONLY, compare, strip_data_parallel, without
 
 
 def build_segmentor(cfg: Config, model_cfg: dict | None = None) -> BaseSegmentor:

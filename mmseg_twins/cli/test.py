@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with cli.one_sentence_errors(parser):
         cfg = cli.read_run_config(args)
         cfg.load_from = cli.require_checkpoint(args.checkpoint)
+        strict_loading = dict(type='mmseg_twins.StrictLoading')
+        cfg.custom_hooks = [*cfg.get('custom_hooks', ()), strict_loading]
         cli.require_data(cfg, 'test_dataloader')
         if args.tta:
             cli.use_test_time_augmentation(cfg)

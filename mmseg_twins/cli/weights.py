@@ -20,8 +20,8 @@ List published weights, or fetch some of them.
 
 {SCHEME}NAME stands for the weights wherever a checkpoint is expected: in init_cfg and
 load_from of a config, and on the command line of all tools. They are fetched when they
-are first used; this command fetches them ahead. The listed mIoU (single scale, and after
-the slash several scales and flips, in percent on ADE20K) is what the authors of the
+are first used; this command fetches them ahead. The listed mIoU (single scale; after
+the slash, several scales and flips; in percent on ADE20K) is what the authors of the
 weights report; a backbone's is that of the config's segmentor, trained from it.
 
 For a machine without internet: run this with --to FOLDER elsewhere, copy the folder,

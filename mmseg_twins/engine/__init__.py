@@ -9,6 +9,7 @@ from .compile_hook import CompileHook
 from .exact_resume import ExactResume
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .start_from import StartFrom
+from .strict_loading import StrictLoading
 
 __all__ = [
     'BF16OptimWrapper',
@@ -18,4 +19,5 @@ __all__ = [
     'ExactResume',
     'LayerDecayOptimWrapperConstructor',
     'StartFrom',
+    'StrictLoading',
 ]

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmseg.registry import MODELS
 from PIL import Image
 
 from builders import run_in_two, small_demo
@@ -326,3 +328,37 @@ def test_two_processes_on_the_cpu_train_and_test(project: Path):
     assert len(results(work_dir)) == 1
     logs = [path.read_text() for path in work_dir.rglob('*.log')]
     assert any('GPU number: 2' in log for log in logs)  # mmengine's word for processes
+
+
+@pytest.mark.parametrize(
+    ('change', 'sentence'),
+    [
+        ('classes', 'of another shape: another number of classes'),
+        ('variant', 'tensors are missing'),
+        ('resnet', 'none of its tensors'),
+    ],
+)
+@pytest.mark.parametrize('options', [[], ['--tta']], ids=['plain', 'tta'])
+def test_no_scores_come_from_a_checkpoint_that_does_not_fit(
+    change: str, sentence: str, options: list[str], project: Path, capsys
+):
+    cfg = Config.fromfile('small.py')
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        state = MODELS.build(cfg.model).state_dict()
+    if change == 'classes':
+        for end in ('weight', 'bias'):
+            name = f'decode_head.conv_seg.{end}'
+            state[name] = state[name][:3]
+    elif change == 'variant':
+        state = {name: x for name, x in state.items() if 'layers.3' not in name}
+    else:
+        state = {'layer1.0.conv1.weight': torch.zeros(8, 8, 3, 3)}
+    torch.save({'state_dict': state}, 'weights.pth')
+
+    with pytest.raises(SystemExit) as exited:
+        test.main(['small.py', 'weights.pth', *options])
+
+    assert exited.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert 'weights.pth does not fit the config' in error
+    assert sentence in error
