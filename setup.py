@@ -9,6 +9,9 @@ Where they look for that folder decides two things here:
 * An editable install gets links in ``mmseg_twins/.mim`` of the source tree (git
   ignores them), so that an edited config is found as it stands. Its metadata also
   names the source folder in ``top_level.txt``: see ``EditableWheel``.
+
+Both also carry ``compat/hook.py`` as a module of its own and a ``.pth`` file, which
+Python runs when it starts.
 """
 
 from __future__ import annotations
@@ -35,9 +38,16 @@ CHECKOUT_ONLY = (
     'tools/demo/*',
 )
 
-# mmcv and mmcv-lite install the same files and overwrite each other, so neither may
-# come along by itself: it is chosen with the extra `lite` or `full`.
-MMCV_RANGE = '>=2.1.0,<2.2.0'
+HOOK = 'mmseg_twins_hook'
+
+# Packages of different stacks have the same files and overwrite each other, so none may
+# come along by itself: they are chosen with an extra.
+STACKS = {
+    extra: [f'{name}{versions}' for name, versions in stack.items()]
+    for extra, stack in runpy.run_path(str(ROOT / PACKAGE / 'compat' / 'stacks.py'))[
+        'STACKS'
+    ].items()
+}
 
 # mmengine and mim import pkg_resources, which setuptools 82 no longer has: mmengine
 # already when a config inherits from `mmseg::`. torch 2.13 needs 77.0.3.
@@ -46,8 +56,6 @@ SETUPTOOLS = 'setuptools>=77.0.3,<82'
 # The tests have been run with the lower bounds: see requirements/oldest.txt.
 INSTALL_REQUIRES = [
     'torch>=2.7',
-    'mmengine>=0.10.4,<1',
-    'mmsegmentation>=1.2.2,<2',
     'filelock',
     'ftfy',  # mmsegmentation imports ftfy and regex without declaring them
     'huggingface_hub>=0.30',
@@ -62,8 +70,9 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
-    'lite': [f'mmcv-lite{MMCV_RANGE}'],
-    'full': [f'mmcv{MMCV_RANGE}'],
+    'lite': STACKS['lite'],
+    'full': STACKS['full'],
+    'onedl': [*STACKS['onedl'], 'onedl-mim>=0.5.1,<0.6'],
     # Other openxlab releases pin a setuptools that is too old for torch.
     'mim': ['openmim==0.3.9', 'openxlab==0.0.11', SETUPTOOLS],
     'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
@@ -116,11 +125,17 @@ def link_mim_parts() -> None:
             (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
 
 
+def write_hook(site: Path) -> None:
+    """Write what Python runs when it starts into the root of a wheel."""
+    shutil.copy2(ROOT / PACKAGE / 'compat' / 'hook.py', site / f'{HOOK}.py')
+    (site / f'{HOOK}.pth').write_text(f'import {HOOK}; {HOOK}.install()\n')
+
+
 class BuildPy(build_py):
     """Add the files under ``.mim``: copied into a wheel, linked by an editable one."""
 
     def run(self) -> None:
-        """Build the package and what belongs under ``.mim``."""
+        """Build the package, what belongs under ``.mim``, and the hook."""
         built = Path(self.build_lib, PACKAGE)
         if not self.editable_mode and built.resolve() != ROOT / PACKAGE:
             # A wheel would carry what an earlier build left there.
@@ -128,7 +143,10 @@ class BuildPy(build_py):
         super().run()
         if self.editable_mode:
             link_mim_parts()
+            # The root of the wheel, which has no modules of the package.
+            write_hook(Path(self.get_finalized_command('install').install_lib))
             return
+        write_hook(built.parent)
         for file in mim_files():
             target = built / '.mim' / file
             self.mkpath(str(target.parent))

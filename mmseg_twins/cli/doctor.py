@@ -16,27 +16,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from ..compat.versions import Problem, find_problem, version
 from ..version import __version__
 
 PACKAGE = 'mmseg_twins'
-MMCV = ('mmcv-lite', 'mmcv')  # the extras `lite` and `full`
 OPENCV = ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python')
 # Modules that a broken installation often cannot import, and those that need them.
 BASES = {'numpy': ('numpy',), 'cv2': OPENCV, 'torch': ('torch',)}
 BUILT_ON_BASES = ('mmengine', 'mmcv', 'mmseg_twins.compat', 'mmseg.models')
 REINSTALL = 'pip install --upgrade --force-reinstall'
-
-
-class Problem(NamedTuple):
-    """What does not work, in a sentence, and the command that fixes it, if any."""
-
-    says: str
-    command: str | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +75,7 @@ def describe() -> dict[str, str]:
 
 def find_problems() -> list[Problem]:
     """List the causes of problems or, where none is known, the first symptom."""
-    causes = [*check_requirements(), *check_mmcv(), *check_torchvision()]
+    causes = [*check_requirements(), *check_stack(), *check_torchvision()]
     for module, distributions in BASES.items():
         name = next(filter(version, distributions), None)
         if name and (error := import_error(module)):
@@ -104,18 +96,10 @@ def check_requirements() -> Iterator[Problem]:
             yield Problem(says, f'pip install {quoted(needed)}')
 
 
-def check_mmcv() -> Iterator[Problem]:
-    """Check that there is one mmcv, with ops or without, in a version that works."""
-    needed = {one.name: one for one in requirements(PACKAGE) if one.name in MMCV}
-    found = [name for name in needed if version(name)]
-    says: str | None = 'neither mmcv-lite nor mmcv is installed'
-    if len(found) == 2:
-        says = "mmcv-lite and mmcv are both installed and overwrite each other's files"
-    elif found:
-        says = shortcoming(needed[found[0]])
-    if needed and says:
-        uninstall = f'pip uninstall -y {" ".join(found)} && ' if found else ''
-        yield Problem(says, f'{uninstall}pip install {quoted(needed[MMCV[0]])}')
+def check_stack() -> Iterator[Problem]:
+    """Check that mmengine, one mmcv and mmsegmentation fit together."""
+    if problem := find_problem():
+        yield problem
 
 
 def check_torchvision() -> Iterator[Problem]:
@@ -164,14 +148,6 @@ def import_error(module: str) -> str | None:
     except (Exception, SystemExit) as error:
         return one_line(error)
     return None
-
-
-def version(distribution: str) -> str | None:
-    """Return a distribution's version, or None if it is not installed."""
-    try:
-        return metadata.version(distribution) or None
-    except (metadata.PackageNotFoundError, KeyError):  # KeyError: damaged metadata
-        return None
 
 
 def requirements(distribution: str) -> list[Requirement]:

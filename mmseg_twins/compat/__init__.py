@@ -1,48 +1,77 @@
-"""Let mmsegmentation 1.2.2 run on current PyTorch, with or without mmcv's ops.
+"""Let mmsegmentation run on current PyTorch, with or without mmcv's ops.
 
 :func:`activate`, called when ``mmseg_twins`` is imported, checks the installed versions
 and then applies these patches:
 
-* :mod:`.ops`: with mmcv-lite, a stand-in for ``mmcv.ops``, which four modules of
-  mmsegmentation import whether they use it or not;
-* :mod:`.checkpoints`: mmengine reads checkpoints with
-  :mod:`mmseg_twins.checkpoints.reading`: safely, and in the safetensors format too;
-* :mod:`.cpu_processes`: mmengine trains in several processes without an accelerator;
-* :mod:`.fsdp`: mmengine's FSDPStrategy resumes, and trains without an accelerator.
+* ``configs``: mmengine finds mmsegmentation by the name of the distribution that is
+  installed (:mod:`.configs`);
+* ``find_loader``: mmengine and mmcv run on Python 3.14 (:mod:`.find_loader`);
+* ``ops``: with an mmcv that has no compiled ops, a stand-in for ``mmcv.ops``, which
+  four modules of mmsegmentation import whether they use it or not (:mod:`.ops`);
+* ``checkpoints``: mmengine reads checkpoints with
+  :mod:`mmseg_twins.checkpoints.reading`: safely, and in the safetensors format too
+  (:mod:`.checkpoints`);
+* ``torch_load``: so do those functions of onedl-mmengine that would run code in a
+  checkpoint (:mod:`.torch_load`);
+* ``cpu_processes``: mmengine trains in several processes without an accelerator
+  (:mod:`.cpu_processes`);
+* ``fsdp``: mmengine's FSDPStrategy resumes, and trains without an accelerator
+  (:mod:`.fsdp`).
 
-``MMSEG_TWINS_COMPAT=0`` in the environment switches all of them off.
+``MMSEG_TWINS_COMPAT`` in the environment chooses among them: ``ops,checkpoints`` are
+these two, ``0`` is none, and all are applied if it is ``1`` or not set. What each has
+done is logged at level debug by the logger ``mmseg_twins.compat``. :mod:`.hook` applies
+them where nothing has imported ``mmseg_twins``.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 
+from ..errors import SettingError
+from .hook import SETTING, is_chosen
 from .versions import check_versions
+
+# The functions that apply them, each in the module of that name. These modules import
+# mmcv and mmengine, whose versions have to be checked first.
+PATCHES = {
+    'configs': 'patch_inheritance',
+    'find_loader': 'add_to_pkgutil',
+    'ops': 'install_stand_in',
+    'checkpoints': 'patch_loaders',
+    'torch_load': 'patch_fallback',
+    'cpu_processes': 'patch_runners',
+    'fsdp': 'patch_strategy',
+}
 
 
 @functools.cache
 def activate() -> bool:
-    """Apply the patches once in a process; later calls do nothing.
+    """Apply the chosen patches once in a process; later calls do nothing.
 
     Returns:
         Whether compat is active: False if ``MMSEG_TWINS_COMPAT`` is ``0``.
 
     Raises:
-        ImportError: mmcv or mmsegmentation is missing or of an unsupported version;
-            the message has the command that fixes it.
+        SettingError: ``MMSEG_TWINS_COMPAT`` names a patch that does not exist.
+        ImportError: a package of mmsegmentation's stack is missing or of an
+            unsupported version; the message has the command that fixes it.
     """
-    if os.environ.get('MMSEG_TWINS_COMPAT') == '0':
+    setting = os.environ.get(SETTING) or '1'
+    if setting == '0':
         return False
+    unknown = set(setting.split(',')) - {'1', *PATCHES}
+    if unknown:
+        raise SettingError(
+            f'{SETTING}={setting}: there is no patch {min(unknown)!r}; choose from '
+            f'{", ".join(PATCHES)}, or 0 for none, or 1 for all'
+        )
     check_versions()
-    # These import mmcv and mmengine, whose versions have to be checked first.
-    from . import checkpoints, cpu_processes, fsdp, ops
-
-    ops.install_stand_in()
-    checkpoints.patch_loaders()
-    cpu_processes.patch_runner()
-    cpu_processes.patch_strategies()
-    fsdp.patch_strategy()
+    for name, function in PATCHES.items():
+        if is_chosen(name):
+            getattr(importlib.import_module(f'.{name}', __name__), function)()
     return True
 
 

@@ -6,6 +6,7 @@ allowed one by one; in its downloads, mmengine allows any class.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from mmengine.runner import CheckpointLoader, checkpoint
@@ -14,6 +15,8 @@ from ..checkpoints.pickles import allow_harmless_classes
 from ..checkpoints.reading import read_checkpoint
 from ..checkpoints.weights import SCHEME
 
+LOG = logging.getLogger(__package__)
+
 
 def patch_loaders() -> None:
     """Replace mmengine's loader of local files, and its function for downloads."""
@@ -21,6 +24,7 @@ def patch_loaders() -> None:
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
     CheckpointLoader.register_scheme(prefixes=SCHEME, loader=load_from_twins)
     checkpoint.load_url = load_url
+    LOG.debug('checkpoints: files, downloads and names are read safely')
 
 
 def load_from_local(filename: str, map_location=None) -> dict:

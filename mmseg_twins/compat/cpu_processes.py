@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import logging
 from datetime import timedelta
 
 import torch.distributed
@@ -19,6 +20,15 @@ from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.runner import Runner
+
+LOG = logging.getLogger(__package__)
+
+
+def patch_runners() -> None:
+    """Let ``Runner`` and ``FlexibleRunner`` use gloo, and modules on the CPU."""
+    patch_runner()
+    patch_strategies()
+    LOG.debug('cpu_processes: several processes can train without an accelerator')
 
 
 def runs_on_cpu_processes(runner: Runner) -> bool:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 
 from mmengine._strategy import DDPStrategy
 from mmengine.device import get_device
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+
+LOG = logging.getLogger(__package__)
 
 
 def patch_strategy() -> None:
@@ -47,6 +50,7 @@ def patch_strategy() -> None:
 
     FSDPStrategy._wrap_model = wrap_model_on_cpu
     FSDPStrategy.load_optim_state_dict = load_optim_state_dict
+    LOG.debug('fsdp: FSDPStrategy resumes, and trains without an accelerator')
 
 
 def without_cpu_offload(config):

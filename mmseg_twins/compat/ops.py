@@ -1,6 +1,7 @@
-"""A stand-in for ``mmcv.ops`` where mmcv-lite is installed.
+"""A stand-in for ``mmcv.ops`` where the installed mmcv has no compiled ops.
 
-Four modules of mmsegmentation 1.2.2 import from ``mmcv.ops`` unguarded
+These are mmcv-lite, and onedl-mmcv unless it is built with torch at hand. Four modules
+of mmsegmentation 1.2.2 import from ``mmcv.ops`` unguarded
 (``point_sample``, which is pure PyTorch, and ``sigmoid_focal_loss``), so that
 ``mmseg.models`` cannot be imported without compiled ops. Others guard with
 ``except ModuleNotFoundError``, which the stand-in respects.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 import warnings
 from pathlib import Path
@@ -18,13 +20,22 @@ from types import ModuleType
 import mmcv
 from mmcv.utils import ext_loader
 
+from .versions import version
+
+LOG = logging.getLogger(__package__)
+BUILD_MMCV = "pip uninstall -y mmcv-lite && pip install 'mmcv<2.2' --no-build-isolation"
+BUILD_FORK = (
+    'pip install --force-reinstall --no-deps --no-build-isolation --no-cache-dir '
+    'onedl-mmcv'
+)
+
 
 def missing(name: str) -> ModuleNotFoundError:
     """Return the error for ops that need compiled code."""
+    command = BUILD_FORK if version('onedl-mmcv') else BUILD_MMCV
     return ModuleNotFoundError(
-        f'mmcv.ops.{name} needs compiled code, which mmcv-lite does not have; replace '
-        "mmcv-lite by full mmcv: pip uninstall -y mmcv-lite && pip install 'mmcv<2.2' "
-        '--no-build-isolation'
+        f'mmcv.ops.{name} needs compiled code, which the installed mmcv does not have; '
+        f'replace it by full mmcv: {command}'
     )
 
 
@@ -70,3 +81,4 @@ def install_stand_in() -> None:
         # It warns about a missing op that nothing here uses.
         warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformable')
         importlib.import_module('mmcv.cnn.bricks.transformer')
+    LOG.debug('ops: mmcv has no compiled ops, and mmcv.ops is a stand-in')

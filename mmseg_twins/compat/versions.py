@@ -1,60 +1,83 @@
-"""Check the installed versions of mmcv and mmsegmentation.
+"""Check that one stack of packages is installed, in versions that work.
 
-mmsegmentation 1.2.2 asserts mmcv<2.2.0 when it is imported; a check before that import
-can name the command that fixes it. The lower bounds are the minimum versions that the
-tests have been run with (requirements/oldest.txt).
+OpenMMLab's packages and the ``onedl-`` ones have the same modules, as have mmcv and
+mmcv-lite. pip installs one over the other without a word, and a mixture is left.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
+from typing import NamedTuple
 
-from packaging.version import Version
+from packaging.specifiers import SpecifierSet
 
-MMCV_MIN, MMCV_BELOW = Version('2.1.0'), Version('2.2.0')
-MMSEG_MIN, MMSEG_BELOW = Version('1.2.2'), Version('2.0.0')
-INSTALL_MMCV = f"pip install 'mmcv-lite>={MMCV_MIN},<{MMCV_BELOW}'"
-INSTALL_MMSEG = f'pip install mmsegmentation=={MMSEG_MIN}'
+from .stacks import MMCV, STACKS
+
+FORK = 'onedl-'
+# Either stack has a mim of its own.
+NAMES = {'openmim', 'onedl-mim'}.union(*STACKS.values())
+INSTALL = "pip install 'mmseg_twins[{}]'"
+INSTALL_LITE = f"pip install 'mmcv-lite{MMCV}'"
 
 
-def installed(*distributions: str) -> dict[str, Version]:
-    """Return the versions of those distributions that are installed, by name."""
-    versions = {}
-    for name in distributions:
-        try:
-            versions[name] = Version(version(name))
-        except PackageNotFoundError:
-            continue
-    return versions
+class Problem(NamedTuple):
+    """What does not work, in a sentence, and the command that fixes it, if any."""
+
+    says: str
+    command: str | None
+
+
+def version(distribution: str) -> str | None:
+    """Return a distribution's version, or None if it is not installed."""
+    try:
+        return metadata.version(distribution) or None
+    except (metadata.PackageNotFoundError, KeyError):  # KeyError: damaged metadata
+        return None
+
+
+def find_problem() -> Problem | None:
+    """Look for a mixture of stacks, a missing package, or a version that fails."""
+    found = {name: version(name) for name in sorted(NAMES) if version(name)}
+    forks = [name for name in found if name.startswith(FORK)]
+    if forks and len(forks) < len(found):
+        return Problem(
+            f"{', '.join(found)} are installed and overwrite each other's files: "
+            'choose mmseg_twins[lite] or mmseg_twins[onedl]',
+            f'pip uninstall -y {" ".join(found)} && {INSTALL.format("lite")}',
+        )
+    if {'mmcv', 'mmcv-lite'} <= found.keys():
+        return Problem(
+            "mmcv and mmcv-lite are both installed and overwrite each other's files",
+            f'pip uninstall -y mmcv mmcv-lite && {INSTALL_LITE}',
+        )
+    extra = 'onedl' if forks else 'full' if 'mmcv' in found else 'lite'
+    stack = STACKS[extra]
+    if not found.keys() & stack.keys():
+        return Problem(
+            'mmseg_twins needs mmsegmentation, mmengine and an mmcv, and none is '
+            'installed',
+            f'{INSTALL.format("lite")}, or {INSTALL.format("onedl")}',
+        )
+    for name, allowed in stack.items():
+        command = f"pip install '{name}{allowed}'"
+        if name not in found:
+            return Problem(f'{name} is not installed', command)
+        if not SpecifierSet(allowed).contains(found[name], prereleases=True):
+            if name == 'mmcv':  # which pip would have to compile
+                command = f'pip uninstall -y mmcv && {INSTALL_LITE}'
+            return Problem(
+                f'{name} {found[name]} does not work, as mmseg_twins needs {allowed}',
+                command,
+            )
+    return None
 
 
 def check_versions() -> None:
-    """Check that mmcv or mmcv-lite, and mmsegmentation, are installed.
+    """Check that one stack is installed, in versions that work.
 
     Raises:
-        ImportError: one is missing or of an unsupported version.
+        ImportError: it is not; the message has the command that fixes it.
     """
-    mmcv = installed('mmcv', 'mmcv-lite')
-    if not mmcv:
-        raise ImportError(
-            f'mmseg_twins needs mmcv, and none is installed; run: {INSTALL_MMCV}'
-        )
-    for name, found in mmcv.items():
-        if not MMCV_MIN <= found < MMCV_BELOW:
-            raise ImportError(
-                f'{name} {found} does not work: mmsegmentation {MMSEG_MIN} and '
-                f'mmseg_twins need {MMCV_MIN} or later, below {MMCV_BELOW}; run: '
-                f'pip uninstall -y {name} && {INSTALL_MMCV}'
-            )
-    mmseg = installed('mmsegmentation')
-    if not mmseg:
-        raise ImportError(
-            f'mmseg_twins needs mmsegmentation {MMSEG_MIN}, and none is installed; '
-            f'run: {INSTALL_MMSEG}'
-        )
-    found = mmseg['mmsegmentation']
-    if not MMSEG_MIN <= found < MMSEG_BELOW:
-        raise ImportError(
-            f'mmseg_twins needs mmsegmentation {MMSEG_MIN} or later, below '
-            f'{MMSEG_BELOW}, and finds {found}; run: {INSTALL_MMSEG}'
-        )
+    problem = find_problem()
+    if problem:
+        raise ImportError(f'{problem.says}; run: {problem.command}')

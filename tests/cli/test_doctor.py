@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mmseg_twins.cli import doctor
+from mmseg_twins.compat import versions as versions_that_work
 
 ROOT = Path(__file__).parents[2]
 HEALTHY = {
@@ -20,6 +22,7 @@ HEALTHY = {
     'torch': '2.13.0+cpu',
     'torchvision': '0.28.0',
     'mmcv-lite': '2.1.0',
+    'mmengine': '0.10.7',
     'ftfy': '6.3.1',
     'mmsegmentation': '1.2.2',
     'numpy': '2.4.6',
@@ -30,15 +33,19 @@ REQUIRES = {
     'mmseg_twins': [
         'torch>=2.7',
         'ftfy',
-        'mmsegmentation<2,>=1.2.2',
         'setuptools<82,>=77.0.3',
         'mmcv-lite<2.2.0,>=2.1.0; extra == "lite"',
-        'mmcv<2.2.0,>=2.1.0; extra == "full"',
         'onnx; extra == "deploy"',
     ],
     'torchvision': ['numpy', 'torch==2.13.0'],
 }
-INSTALL_MMCV = "pip install 'mmcv-lite<2.2.0,>=2.1.0'"
+INSTALL_MMCV = "pip install 'mmcv-lite>=2.1.0,<2.2.0'"
+NO_STACK = dict.fromkeys(['mmcv-lite', 'mmengine', 'mmsegmentation'])
+ONEDL = {
+    'onedl-mmcv': '2.3.6',
+    'onedl-mmengine': '0.10.12',
+    'onedl-mmsegmentation': '1.4.2',
+}
 
 
 @pytest.fixture
@@ -57,6 +64,7 @@ def find_problems(monkeypatch):
             return actual(name, *args)
 
         monkeypatch.setattr(doctor, 'version', installed.get)
+        monkeypatch.setattr(versions_that_work, 'version', installed.get)
         monkeypatch.setattr(metadata, 'requires', REQUIRES.get)
         monkeypatch.setattr(importlib, 'import_module', import_module)
         return doctor.find_problems()
@@ -66,7 +74,12 @@ def find_problems(monkeypatch):
 
 @pytest.mark.parametrize(
     'versions',
-    [{}, {'mmcv-lite': None, 'mmcv': '2.1.0'}, {'torchvision': None}],
+    [
+        {},
+        {'mmcv-lite': None, 'mmcv': '2.1.0'},
+        {'torchvision': None},
+        NO_STACK | ONEDL,
+    ],
 )
 def test_a_healthy_environment_has_no_problems(find_problems, versions):
     assert find_problems(versions) == []
@@ -86,21 +99,22 @@ def test_a_healthy_environment_has_no_problems(find_problems, versions):
             'torch >=2.7 is required, but 2.4.1 is installed',
             "pip install 'torch>=2.7'",
         ),
-        ({'mmcv-lite': None}, 'neither mmcv-lite nor mmcv', INSTALL_MMCV),
-        (
-            {'mmcv-lite': '2.2.0'},
-            'mmcv-lite <2.2.0,>=2.1.0 is required, but 2.2.0 is installed',
-            f'pip uninstall -y mmcv-lite && {INSTALL_MMCV}',
-        ),
+        ({'mmcv-lite': None}, 'mmcv-lite is not installed', INSTALL_MMCV),
         (
             {'mmcv-lite': None, 'mmcv': '1.7.1'},
-            'mmcv <2.2.0,>=2.1.0 is required, but 1.7.1 is installed',
+            'mmcv 1.7.1 does not work',
             f'pip uninstall -y mmcv && {INSTALL_MMCV}',
         ),
         (
-            {'mmcv': '2.1.0'},
-            'mmcv-lite and mmcv are both installed',
-            f'pip uninstall -y mmcv-lite mmcv && {INSTALL_MMCV}',
+            NO_STACK | ONEDL | {'onedl-mmcv': '2.2.0'},
+            'onedl-mmcv 2.2.0 does not work',
+            "pip install 'onedl-mmcv>=2.3.6,<2.4'",
+        ),
+        (
+            NO_STACK | ONEDL | {'mmcv': '2.1.0', 'onedl-mmcv': None},
+            'mmcv, onedl-mmengine, onedl-mmsegmentation are installed and overwrite',
+            'pip uninstall -y mmcv onedl-mmengine onedl-mmsegmentation && '
+            "pip install 'mmseg_twins[lite]'",
         ),
         (
             {'torch': '2.12.1+cu130'},
@@ -199,7 +213,6 @@ def test_it_runs_where_the_package_cannot_be_imported(broken):
 
     assert done.returncode == 1
     found = json.loads(done.stdout)
-    # mmcv-lite may be installed where the tests run.
     assert 'mmcv' in found['problems'][0]['says']
     assert found['problems'][1]['says'] == ('torch cannot be imported: torch is broken')
     assert 'torch is broken' in found['report']['environment']
@@ -213,4 +226,6 @@ def test_importing_the_package_raises_there(broken, arguments):
         [sys.executable, *arguments], env=broken, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert 'ImportError: mmcv 9.9 does not work' in done.stderr
+    # mmcv-lite or onedl-mmcv may be installed where the tests run.
+    says = "mmcv 9.9 does not work|mmcv.* overwrite each other's files"
+    assert re.search(f'ImportError: .*({says})', done.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import subprocess
@@ -11,7 +12,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from mmseg_twins.compat import activate, ops
+from mmseg_twins.compat import PATCHES, activate, ops
+from mmseg_twins.errors import SettingError
 
 lite = pytest.mark.skipif(ops.has_compiled_ops(), reason='full mmcv is installed')
 
@@ -99,6 +101,40 @@ def test_activating_again_changes_nothing():
 def test_importing_the_package_prints_nothing():
     result = run('import mmseg_twins, mmseg.apis')
     assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
+
+
+@pytest.mark.parametrize(
+    ('setting', 'applied'), [('1', set(PATCHES)), ('fsdp,ops', {'fsdp', 'ops'})]
+)
+def test_the_environment_chooses_the_patches(monkeypatch, setting, applied):
+    done = set()
+    for name, function in PATCHES.items():
+        module = importlib.import_module(f'mmseg_twins.compat.{name}')
+        monkeypatch.setattr(module, function, functools.partial(done.add, name))
+    monkeypatch.setenv('MMSEG_TWINS_COMPAT', setting)
+
+    assert activate.__wrapped__()
+
+    assert done == applied
+
+
+def test_an_unknown_patch_is_named_with_those_to_choose_from(monkeypatch):
+    monkeypatch.setenv('MMSEG_TWINS_COMPAT', 'fsdp,opss')
+    with pytest.raises(SettingError, match="no patch 'opss'; choose from .*ops, check"):
+        activate.__wrapped__()
+
+
+def test_what_the_patches_do_is_logged_at_level_debug():
+    result = run(
+        'import logging\n'
+        'logging.basicConfig()\n'
+        'logging.getLogger("mmseg_twins.compat").setLevel("DEBUG")\n'
+        'import mmseg_twins\n',
+        MMSEG_TWINS_COMPAT='cpu_processes,fsdp',
+    )
+    lines = [line.split(':') for line in result.stderr.splitlines()]
+    patches = [line[2] for line in lines if line[:2] == ['DEBUG', 'mmseg_twins.compat']]
+    assert patches == ['cpu_processes', 'fsdp']
 
 
 def test_the_environment_switches_compat_off():

@@ -1,61 +1,91 @@
-"""What is missing or too new is said in one sentence with its remedy."""
+"""What is missing, mixed or too new is said in one sentence with its remedy."""
 
 from __future__ import annotations
-
-from importlib.metadata import PackageNotFoundError
 
 import pytest
 
 from mmseg_twins.compat import versions
+
+LITE = {'mmengine': '0.10.7', 'mmcv-lite': '2.1.0', 'mmsegmentation': '1.2.2'}
+FULL = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmsegmentation': '1.2.2'}
+ONEDL = {
+    'onedl-mmengine': '0.10.12',
+    'onedl-mmcv': '2.3.6',
+    'onedl-mmsegmentation': '1.4.2',
+}
 
 
 @pytest.fixture
 def pretend(monkeypatch):
     """Makes ``check_versions`` see these distributions and no others."""
 
-    def install(**found):
-        def version(name):
-            try:
-                return found[name.replace('-', '_')]
-            except KeyError:
-                raise PackageNotFoundError(name) from None
-
-        monkeypatch.setattr(versions, 'version', version)
+    def install(found: dict[str, str | None]) -> None:
+        monkeypatch.setattr(versions, 'version', found.get)
 
     return install
 
 
-@pytest.mark.parametrize('mmcv', ['2.1.0', '2.1.99'])
-@pytest.mark.parametrize('name', ['mmcv', 'mmcv_lite'])
-def test_versions_that_work_pass(pretend, name, mmcv):
-    pretend(**{name: mmcv}, mmsegmentation='1.2.2')
+@pytest.mark.parametrize(
+    'found',
+    [
+        LITE,
+        FULL,
+        ONEDL,
+        LITE | {'mmcv-lite': '2.1.99', 'openmim': '0.3.9'},
+        ONEDL | {'onedl-mmcv': '2.3.7', 'onedl-mim': '0.5.1'},
+    ],
+)
+def test_versions_that_work_pass(pretend, found):
+    pretend(found)
     assert versions.check_versions() is None
 
 
 @pytest.mark.parametrize(
     ('found', 'message'),
     [
-        (dict(mmsegmentation='1.2.2'), 'needs mmcv, and none.*pip install .mmcv-lite'),
         (
-            dict(mmcv='2.2.0', mmsegmentation='1.2.2'),
-            'mmcv 2.2.0 does not work.*pip uninstall -y mmcv && pip install',
+            {},
+            r"none is .*; run: pip install '.*\[lite\]', or pip install '.*\[onedl\]'",
         ),
         (
-            dict(mmcv_lite='2.2.0', mmsegmentation='1.2.2'),
-            'mmcv-lite 2.2.0 does not work.*pip uninstall -y mmcv-lite',
+            FULL | LITE,
+            '^mmcv and mmcv-lite are both .*: pip uninstall -y mmcv mmcv-lite &',
         ),
-        (dict(mmcv='1.7.1', mmsegmentation='1.2.2'), 'mmcv 1.7.1 does not work'),
-        (dict(mmcv='2.0.1', mmsegmentation='1.2.2'), 'mmcv 2.0.1 does not work'),
+        (LITE | {'mmcv-lite': None}, "^mmcv-lite is not .*; run: pip install 'mmcv-li"),
+        (LITE | {'mmsegmentation': None}, "^mmsegmentation is not .*: pip install 'mm"),
         (
-            dict(mmcv='2.1.0'),
-            'needs mmsegmentation 1.2.2, and none.*pip install mmsegm',
+            ONEDL | {'onedl-mmcv': None},
+            "^onedl-mmcv is not .*; run: pip install 'onedl",
         ),
-        (dict(mmcv='2.1.0', mmsegmentation='1.1.0'), 'finds 1.1.0.*pip install'),
-        (dict(mmcv='2.1.0', mmsegmentation='0.30.0'), 'finds 0.30.0.*pip install'),
-        (dict(mmcv='2.1.0', mmsegmentation='2.0.0'), 'finds 2.0.0.*pip install'),
+        (
+            FULL | {'mmcv': '2.2.0'},
+            'mmcv 2.2.0 does not work.*: pip uninstall -y mmcv && pip install .mmcv-li',
+        ),
+        (FULL | {'mmcv': '2.0.1'}, '^mmcv 2.0.1 does not work, as .* needs >=2.1.0'),
+        (
+            LITE | {'mmcv-lite': '2.2.0'},
+            "^mmcv-lite 2.2.0 .*; run: pip install 'mmcv-l",
+        ),
+        (LITE | {'mmsegmentation': '1.1.0'}, '^mmsegmentation 1.1.0 does not work'),
+        (LITE | {'mmsegmentation': '2.0.0'}, '^mmsegmentation 2.0.0 does not work'),
+        (LITE | {'mmengine': '0.9.0'}, '^mmengine 0.9.0 does not work'),
+        (ONEDL | {'onedl-mmengine': '0.11.0'}, '^onedl-mmengine 0.11.0 does not work'),
     ],
 )
 def test_what_cannot_work_is_an_import_error_with_the_command(pretend, found, message):
-    pretend(**found)
+    pretend(found)
     with pytest.raises(ImportError, match=message):
         versions.check_versions()
+
+
+@pytest.mark.parametrize(
+    'more', [LITE, {'mmengine': '0.10.7'}, {'openmim': '0.3.9'}], ids=','.join
+)
+def test_packages_of_both_stacks_are_removed_together(pretend, more):
+    pretend(ONEDL | more)
+    with pytest.raises(ImportError, match="overwrite each other's files") as error:
+        versions.check_versions()
+    command = str(error.value).partition('; run: pip uninstall -y ')[2]
+    removed, _, installed = command.partition(' && ')
+    assert set(removed.split()) == {*ONEDL, *more}
+    assert installed == "pip install 'mmseg_twins[lite]'"

@@ -22,6 +22,7 @@ FILES = (
     'setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'CHANGELOG.md',
     'model-index.yml',
 )  # fmt: skip
+HOOK = {'mmseg_twins_hook.py', 'mmseg_twins_hook.pth'}
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
@@ -100,7 +101,23 @@ def test_wheel_carries_the_package_and_what_mim_looks_for(source: Path, wheel: P
     expected = {f'mmseg_twins/.mim/{name}' for name in carried | {'model-index.yml'}}
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if '.dist-info/' not in name}
-    assert names == expected | files_of(source, 'mmseg_twins')
+    assert names == expected | files_of(source, 'mmseg_twins') | HOOK
+
+
+@pytest.mark.parametrize('kind', ['wheel', 'editable'])
+def test_what_python_runs_when_it_starts_is_installed_and_removed_with_the_package(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+):
+    with zipfile.ZipFile(request.getfixturevalue(kind)) as archive:
+        archive.extractall(tmp_path)
+    (record,) = tmp_path.glob('*.dist-info/RECORD')
+    assert {line.split(',')[0] for line in record.read_text().splitlines()} >= HOOK
+    code = (
+        f'import site, sys; site.addsitedir({str(tmp_path)!r})\n'
+        'print(type(sys.meta_path[0]).__module__)'
+    )
+    printed = run(sys.executable, '-S', '-c', code, cwd=tmp_path, MMSEG_TWINS_COMPAT='')
+    assert printed == 'mmseg_twins_hook\n'
 
 
 @pytest.mark.parametrize('kind', ['wheel', 'editable'])
@@ -127,10 +144,20 @@ def test_mim_finds_configs_scripts_and_index(
     assert all(Path(installed, '.mim', config).is_file() for config in configs)
 
 
-def test_no_base_requirement_chooses_an_mmcv(requirements: list[Requirement]):
+def test_no_base_requirement_chooses_a_stack(requirements: list[Requirement]):
     base = {canonicalize_name(one.name) for one in requirements if one.marker is None}
-    assert {'torch', 'mmengine', 'mmsegmentation', 'ftfy', 'regex'} <= base
-    assert not {name for name in base if name.startswith('mmcv')}
+    assert {'torch', 'ftfy', 'regex'} <= base
+    assert not {name for name in base if 'mm' in name}
+
+
+def of_stack(requirements: list[Requirement], name: str) -> list[Requirement]:
+    """Return what an installation on a stack requires, with all other extras."""
+    others = {'onedl': ('lite', 'full', 'mim'), 'openmmlab': ('onedl',)}[name]
+    return [
+        one
+        for one in requirements
+        if not any(str(one.marker) == f'extra == "{extra}"' for extra in others)
+    ]
 
 
 def read_pins(name: str, python: str) -> list[tuple[str, str]]:
@@ -145,13 +172,16 @@ def read_pins(name: str, python: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize('python', ['3.10', '3.11', '3.12', '3.13'])
+@pytest.mark.parametrize(
+    ('stack', 'file'), [('openmmlab', 'tested.txt'), ('onedl', 'tested-onedl.txt')]
+)
 def test_tested_versions_satisfy_every_requirement(
-    requirements: list[Requirement], python: str
+    requirements: list[Requirement], stack: str, file: str, python: str
 ):
-    pins = read_pins('tested.txt', python)
+    pins = read_pins(file, python)
     versions = dict(pins)
     assert len(versions) == len(pins)
-    for requirement in requirements:
+    for requirement in of_stack(requirements, stack):
         version = versions[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), str(requirement)
 
@@ -159,7 +189,7 @@ def test_tested_versions_satisfy_every_requirement(
 def test_oldest_versions_are_the_lower_bounds(requirements: list[Requirement]):
     lower = {
         (canonicalize_name(requirement.name), Version(clause.version))
-        for requirement in requirements
+        for requirement in of_stack(requirements, 'openmmlab')
         for clause in requirement.specifier
         if clause.operator == '>='
     }

@@ -1,0 +1,108 @@
+"""Apply the patches where nothing has imported ``mmseg_twins``.
+
+An installation has a copy of this module beside the package, ``mmseg_twins_hook``, and
+a ``.pth`` file with which Python calls its :func:`install` when it starts. From then
+on, a finder waits for two modules of other packages and acts once they are imported.
+
+This module imports nothing of the package, and nothing that Python has not loaded when
+it starts, types for annotations included. So it costs next to nothing, and harms no
+interpreter even if the package is broken or gone.
+"""
+
+import os
+import sys
+
+SETTING = 'MMSEG_TWINS_COMPAT'
+ONEDL_MMSEG = 'onedl-mmsegmentation'
+
+
+def is_chosen(patch: str) -> bool:
+    """Return whether the setting in the environment includes a patch."""
+    names = (os.environ.get(SETTING) or '1').split(',')
+    return '1' in names or patch in names
+
+
+def name_mmsegmentation(config_utils) -> bool:
+    """Tell mmengine under which name mmsegmentation is installed.
+
+    ``_base_ = 'mmseg::...'`` looks for that distribution, before the ``custom_imports``
+    of a config are imported.
+
+    Args:
+        config_utils: the module ``mmengine.config.utils``.
+
+    Returns:
+        Whether the name differs from the one that mmengine knows.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version(ONEDL_MMSEG)
+    except PackageNotFoundError:
+        return False
+    config_utils.MODULE2PACKAGE['mmseg'] = ONEDL_MMSEG
+    return True
+
+
+def after_config_utils(module) -> None:
+    """Let configs inherit, if that is chosen."""
+    if is_chosen('configs'):
+        name_mmsegmentation(module)
+
+
+def after_mmseg(module) -> None:
+    """Import the package, which applies all patches that are chosen."""
+    try:
+        import mmseg_twins  # noqa: F401
+    except Exception as error:
+        errors = sys.modules.get('mmseg_twins.errors')
+        if errors and isinstance(error, errors.SettingError):
+            raise  # SETTING names a patch that does not exist
+        import logging
+
+        # mmsegmentation works as it does without the package.
+        log = logging.getLogger('mmseg_twins.compat')
+        log.debug('no patches are applied', exc_info=True)
+
+
+class Finder:
+    """A finder for ``sys.meta_path`` that acts once modules have been imported."""
+
+    def __init__(self) -> None:
+        self.actions = {
+            'mmengine.config.utils': after_config_utils,
+            'mmseg': after_mmseg,
+        }
+
+    def find_spec(self, name: str, path=None, target=None):
+        """Find a module that is waited for, as the other finders do."""
+        action = self.actions.pop(name, None)  # this finder is one of them
+        if action is None:
+            return None
+        try:
+            found = (one.find_spec(name, path, target) for one in sys.meta_path)
+            spec = next(filter(None, found), None)
+        finally:
+            self.actions[name] = action
+        if hasattr(spec and spec.loader, 'exec_module'):  # not of a mere folder
+            self.extend(spec.loader, name)
+        return spec
+
+    def extend(self, loader, name: str) -> None:
+        """Let a loader run the module's action after the module."""
+        execute = loader.exec_module
+
+        def exec_module(module) -> None:
+            execute(module)
+            action = self.actions.pop(name, None)
+            if action is not None:
+                action(module)
+
+        loader.exec_module = exec_module
+
+
+def install() -> None:
+    """Start to wait, unless the setting is ``0``; Python calls this twice in a venv."""
+    waits = any(isinstance(finder, Finder) for finder in sys.meta_path)
+    if not waits and os.environ.get(SETTING) != '0':
+        sys.meta_path.insert(0, Finder())
