@@ -1,8 +1,9 @@
-"""Training that starts from a segmentor of other classes."""
+"""Training that starts from a backbone, or from a segmentor of other classes."""
 
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from mmseg.registry import MODELS
 from safetensors.torch import save_file
 from torch import nn
 
-from mmseg_twins.engine import StartFrom
+from mmseg_twins.engine import StartFrom, start_from
 from mmseg_twins.errors import CheckpointError, SettingError
 
 CONV_SEG = ('decode_head.conv_seg.weight', 'decode_head.conv_seg.bias')
@@ -22,14 +23,21 @@ CONV_SEG = ('decode_head.conv_seg.weight', 'decode_head.conv_seg.bias')
 class Segmentor(nn.Module):
     """The names of a segmentor, and nearly nothing behind them."""
 
-    def __init__(self, classes: int = 8, width: int = 4) -> None:
+    def __init__(self, classes: int = 8, width: int = 4, auxiliary: int = 0) -> None:
         super().__init__()
         self.backbone = nn.Conv2d(3, width, 1)
         self.decode_head = nn.Module()
+        self.decode_head.convs = nn.Conv2d(width, width, 1)
         self.decode_head.conv_seg = nn.Conv2d(width, classes, 1)
+        if auxiliary:
+            self.auxiliary_head = nn.Module()
+            self.auxiliary_head.convs = nn.Conv2d(width, auxiliary, 1)
+            self.auxiliary_head.conv_seg = nn.Conv2d(auxiliary, classes, 1)
 
 
-def start(model: nn.Module, checkpoint: Path | None, iteration: int = 0, **kwargs):
+def start(
+    model: nn.Module, checkpoint: Path | str | None, iteration: int = 0, **kwargs
+):
     calls = []
     runner = SimpleNamespace(
         model=model,
@@ -69,6 +77,40 @@ def test_all_but_the_classification_layer_is_loaded(source, suffix, classes, cap
     assert f'left out: {", ".join(CONV_SEG)}' in caplog.text
 
 
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_a_bare_backbone_leaves_the_heads_as_they_are(tmp_path, suffix, caplog):
+    state = Segmentor().backbone.state_dict()
+    path = tmp_path / f'backbone{suffix}'
+    if suffix == '.safetensors':
+        save_file(state, path, metadata={'format': 'pt'})
+    else:
+        torch.save(state, path)
+    model = Segmentor(auxiliary=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with caplog.at_level('INFO'):
+        start(model, path)
+    for name, value in model.state_dict().items():
+        expected = state.get(name.removeprefix('backbone.'), before[name])
+        assert torch.equal(value, expected)
+    assert 'loaded 2 tensors' in caplog.text
+    assert caplog.text.endswith('left out: decode_head, auxiliary_head\n')
+
+
+@pytest.mark.parametrize(('there', 'here'), [(2, 2), (2, 3), (2, 0), (0, 2)])
+def test_an_auxiliary_head_is_loaded_if_it_fits(tmp_path, there, here):
+    path = tmp_path / 'source.pth'
+    state = Segmentor(classes=5, auxiliary=there).state_dict()
+    torch.save({'state_dict': state}, path)
+    model = Segmentor(auxiliary=here)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    start(model, path)
+    assert torch.equal(model.backbone.weight, state['backbone.weight'])
+    if here:
+        source = state if here == there else before
+        name = 'auxiliary_head.convs.weight'
+        assert torch.equal(model.state_dict()[name], source[name])
+
+
 def test_hooks_that_follow_loading_see_the_weights(source):
     ((name, kwargs),) = start(Segmentor(), source)
     assert name == 'after_load_checkpoint'
@@ -105,6 +147,10 @@ def test_without_a_checkpoint_training_starts_from_scratch():
         (
             lambda _: {'patch_embeds.0.proj.weight': torch.zeros(1)},
             'twins2mmseg.py converts checkpoints of other projects',
+        ),
+        (
+            lambda _: Segmentor(width=6).backbone.state_dict(),
+            'backbone.weight is 6x3x1x1 there and 4x3x1x1 in the model',
         ),
     ],
 )
@@ -143,6 +189,23 @@ def test_a_checkpoint_that_would_run_code_is_refused(source, capsys):
 def test_a_missing_checkpoint_gets_one_sentence(source):
     with pytest.raises(CheckpointError, match=r'StartFrom: .*nowhere.pth'):
         start(Segmentor(), source.with_name('nowhere.pth'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'says'),
+    [
+        ('svt-b', 'inherit from the config that these weights fit, twins_svt-b_uper'),
+        ('svt-x', 'did you mean twins://svt-'),
+    ],
+)
+def test_a_name_that_does_not_fit_is_answered_with_one_that_does(
+    source, monkeypatch, name, says
+):
+    torch.save(Segmentor(width=6).backbone.state_dict(), source)
+    if name == 'svt-b':
+        monkeypatch.setattr(start_from, 'locate', lambda *_, **__: source)
+    with pytest.raises(SettingError, match=re.escape(says)):
+        start(Segmentor(), f'twins://{name}')
 
 
 def test_leave_out_must_be_a_list():
