@@ -16,18 +16,22 @@ Options:
   --validation N     scenes held out (default: 48)
   --seed SEED        equal seeds give equal scenes (default: 0)
   --max-iters N      training iterations (default: the config's)
+  --active           use the active environment, as `setup_env.sh --active` does
   --help             print this text
 HELP
 }
 
+setup=() arguments=()
 for argument in "$@"; do
   case $argument in
     -h | --help)
       usage
       exit
       ;;
+    --active) setup+=(--active) ;;
+    *) arguments+=("$argument") ;;
   esac
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=$(bash tools/setup_env.sh --print-python)
-exec "$python" tools/demo/quickstart.py "$@"
+python=$(bash tools/setup_env.sh --print-python ${setup[@]+"${setup[@]}"})
+exec "$python" tools/demo/quickstart.py ${arguments[@]+"${arguments[@]}"}

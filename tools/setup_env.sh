@@ -9,22 +9,25 @@ set -euo pipefail
 
 usage() {
   cat <<'HELP'
-Usage: bash tools/setup_env.sh [--full] [--print-python]
+Usage: bash tools/setup_env.sh [--stack onedl] [--full] [--active [--yes]] [--print-python]
 
-Installs the project (editable, extras lite, mim, deploy and test) with the versions of
-requirements/tested.txt into the virtual or conda environment that is active, or
-else into .venv in the project, made with the first Python 3.10 to 3.13 among
-python3, python3.13, python3.12, python3.11 and python3.10. Conda's base environment
-is left alone. Where nothing has changed since the last time, it only says so.
+Installs the project (editable, with the extras that its tests need) into .venv in the
+project, with the versions of requirements/tested.txt. Makes .venv with the first Python
+3.10 to 3.13 among python3, python3.13, python3.12, python3.11 and python3.10. An active
+environment is left alone. Returns at once if nothing has changed since the last time.
 
 Options:
+  --stack onedl   install the onedl fork of mmengine, mmcv and mmsegmentation instead,
+                  into .venv-onedl, with the versions of requirements/tested-onedl.txt
   --full          build full mmcv with its compiled ops from source instead of
-                  installing mmcv-lite; needs a C++ compiler and takes about twenty
-                  minutes on two cores (with a CUDA toolkit, longer), the first time:
-                  the wheel is kept in $XDG_CACHE_HOME/mmseg_twins (~/.cache) for
-                  other environments with the same Python and torch. None of this
-                  project's recipes needs the ops but Mask2Former's. An installed
-                  full mmcv is always kept.
+                  installing mmcv-lite; needs a C++ compiler and about twenty minutes
+                  on two cores, longer with a CUDA toolkit. Only the Mask2Former recipe
+                  needs the ops. An installed full mmcv is always kept.
+  --active        install into the active virtual or conda environment (not conda's
+                  base) and keep what is installed there, whatever its version: only a
+                  package that the project cannot work with is replaced, and only with
+                  --yes
+  --yes           with --active: replace those packages
   --print-python  print the path of the environment's Python on standard output;
                   everything else goes to standard error
   --help          print this text
@@ -32,263 +35,226 @@ Options:
 Where packages come from is pip's own setting: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
 PIP_FIND_LINKS or pip.conf. On Linux pip takes PyTorch's CUDA build, several GB. For
 the smaller CPU build set PIP_EXTRA_INDEX_URL to the index that PyTorch's installation
-page names for CPU, or install that torch into the active environment first: a torch
-of the tested version stays as it is.
+page names for CPU, or install it into your own environment first and use --active.
 HELP
 }
 
 say() { printf '[setup] %s\n' "$*" >&2; }
 fail() {
-  printf '[setup] error: %s\n' "$*" >&2
+  say "error: $*"
   exit 1
 }
 
-full=no
-print_python=no
-for argument in "$@"; do
-  case $argument in
+stack=openmmlab full='' active='' yes='' print_python=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    --stack)
+      [ "${2:-}" = onedl ] || [ "${2:-}" = openmmlab ] ||
+        fail "unknown stack '${2:-}'; allowed are openmmlab (the default) and onedl."
+      stack=$2
+      shift
+      ;;
     --full) full=yes ;;
+    --active) active=yes ;;
+    --yes) yes=yes ;;
     --print-python) print_python=yes ;;
     -h | --help)
       usage
       exit 0
       ;;
-    *) fail "unknown option '$argument'; allowed are --full, --print-python and --help." ;;
+    *) fail "unknown option '$1'; allowed are --stack, --full, --active, --yes, --print-python and --help." ;;
   esac
+  shift
 done
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd "$root"
-for name in setup.py pyproject.toml requirements/tested.txt; do
-  [ -f "$name" ] || fail "$root/$name is missing: this script sets up a checkout of the project, so run it in one."
-done
+environment=$root/.venv
+pins=requirements/tested.txt
+extras=lite,mim,deploy,test
+other_stack='mmcv-full onedl-mim onedl-mmcv onedl-mmengine onedl-mmsegmentation'
+if [ "$stack" = onedl ]; then
+  [ -z "$full" ] || fail '--full builds mmcv of the default stack: leave out --full or --stack onedl.'
+  environment=$root/.venv-onedl
+  pins=requirements/tested-onedl.txt
+  extras=onedl,deploy,test
+  other_stack='mmcv-full mmcv mmcv-lite mmengine mmsegmentation openmim'
+fi
 
-version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
-
-is_supported() {
-  case $1 in
-    3.10 | 3.11 | 3.12 | 3.13) true ;;
-    *) false ;;
-  esac
-}
-
-# Sets base_python to a Python that can make .venv and put pip into it.
-find_base_python() {
-  local name path version seen='' unable=''
+make_environment() {
+  local name version seen=''
   for name in python3 python3.13 python3.12 python3.11 python3.10; do
-    path=$(command -v "$name") || continue
-    version=$(version_of "$path") || continue
+    version=$("$name" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
     seen="$seen, $name is $version"
-    is_supported "$version" || continue
-    if "$path" -c 'import venv' 2>/dev/null &&
-      { "$path" -c 'import ensurepip' || "$path" -m pip --version; } >/dev/null 2>&1; then
-      base_python=$path
+    [[ $version == 3.1[0-3] ]] || continue
+    if "$name" -c 'import ensurepip, venv' 2>/dev/null; then
+      say "Making $environment with Python $version"
+      "$name" -m venv "$environment" >&2 || fail "could not make $environment."
       return
     fi
-    unable="$version at $path"
+    seen="$seen without ensurepip or venv (Debian, Ubuntu: apt install python3-venv)"
   done
-  [ -z "$unable" ] || fail "Python $unable lacks the module venv, or both ensurepip and pip (Debian and Ubuntu: apt install python3-venv)."
-  fail "no Python 3.10 to 3.13 found among python3, python3.13, python3.12, python3.11 and python3.10${seen:+ (${seen#, })}: install one, or activate an environment that has one."
+  fail "found no Python 3.10 to 3.13 that can make an environment${seen:+ (${seen#, })}: install one, or activate an environment that has one and add --active."
 }
 
-# Sets python to the environment's Python, and makes .venv where no environment is active.
-find_environment() {
-  if [ -n "${VIRTUAL_ENV:-}" ]; then
-    environment=$VIRTUAL_ENV
-  elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-}" != base ]; then
-    environment=$CONDA_PREFIX
-  else
-    environment=$root/.venv
-    if [ ! -e "$environment/bin/python" ]; then
-      [ ! -L "$environment/bin/python" ] || fail "$environment/bin/python leads nowhere, its Python is gone: remove $environment and run this again."
-      find_base_python
-      say "Making $environment with Python $(version_of "$base_python") ($base_python)"
-      "$base_python" -m venv --without-pip "$environment" >&2 || fail "could not make $environment."
-    fi
-  fi
-  python=$environment/bin/python
-  [ -x "$python" ] || fail "the active environment $environment holds no bin/python: deactivate it, or activate another."
-  version=$(version_of "$python") || fail "$python does not start: remove $environment and make it anew."
-  is_supported "$version" || fail "$environment has Python $version, but 3.10 to 3.13 is needed: activate another environment${VIRTUAL_ENV:+ or none}, or remove this one."
-  [ -w "$environment" ] || fail "$environment is not writable: activate an environment of your own, or none."
+if [ "$active" ]; then
+  environment=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+  [ "$environment" ] || fail 'no environment is active: activate one, or leave out --active.'
+  [ "${VIRTUAL_ENV:-}" ] || [ "${CONDA_DEFAULT_ENV:-}" != base ] ||
+    fail "conda's base environment is active, which is left alone: activate another one, or leave out --active."
+elif [ ! -e "$environment" ]; then
+  make_environment
+fi
+python=$environment/bin/python
+# The Python's version and the names of all packages. Without -I, metadata that a build
+# left in the project's folder would count as well.
+facts=$("$python" -I -c 'import sys; from importlib.metadata import distributions
+print("%d.%d" % sys.version_info[:2], *(str(d.metadata["Name"]).lower().replace("_", "-") for d in distributions()), "")' 2>/dev/null) ||
+  fail "$python does not start: remove $environment${active:+ or activate another environment}, then run this again."
+has() { [[ " ${facts#* }" == *" $1 "* ]]; }
+
+[[ $facts == 3.1[0-3]\ * ]] ||
+  fail "$environment has Python ${facts%% *}, but 3.10 to 3.13 is needed: remove it${active:+ or activate another environment}."
+for name in $other_stack; do
+  ! has "$name" || fail "$environment holds $name, and packages of the $stack stack would overwrite its files: uninstall it, or use another environment."
+done
+if has mmcv && has mmcv-lite; then
+  fail "$environment holds both mmcv and mmcv-lite, which overwrite each other: run '$python -m pip uninstall -y mmcv mmcv-lite', then this again."
+fi
+if [ "$stack" = openmmlab ] && has mmcv; then
+  extras=full,mim,deploy,test
+fi
+
+finish() {
+  [ ! "$print_python" ] || echo "$python"
+  exit 0
 }
 
-ensure_pip() {
-  "$python" -m pip --version >/dev/null 2>&1 && return
-  say 'Installing pip'
-  if "$python" -c 'import ensurepip' 2>/dev/null; then
-    logged "$python" -m ensurepip --upgrade --default-pip
-  elif [ "$environment" = "$root/.venv" ]; then # made by a Python whose ensurepip is a
-    # package of its own (Debian): that Python's pip does it
-    [ -n "${base_python:-}" ] || find_base_python
-    site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    logged "$base_python" -m pip install --target "$site" pip
-  else
-    fail "$environment has neither pip nor ensurepip: install pip into it, or deactivate it."
-  fi
+stamp=$environment/mmseg_twins-setup.stamp
+current=$({
+  echo "$root $environment $stack ${active:-pinned}"
+  cat setup.py pyproject.toml mmseg_twins/version.py "$pins"
+} | cksum)
+if has mmseg-twins && [ -e mmseg_twins/.mim/model-index.yml ] &&
+  [ "$(cat "$stamp" 2>/dev/null)" = "$current" ] && { [ ! "$full" ] || has mmcv; }; then
+  say "Ready, nothing has changed: $environment"
+  finish
+fi
+[ -w "$environment" ] || fail "$environment is not writable: ${active:+activate an environment of your own, or }change its owner."
+rm -f "$stamp"
+say "Setting up $environment (Python ${facts%% *}, $stack stack)"
+
+# Standard output is for --print-python.
+pip() {
+  "$python" -m pip "$@" >&2 </dev/null || fail "'pip $1' has failed, see above."
 }
+has pip || "$python" -m ensurepip >&2 || fail "$environment has neither pip nor ensurepip: install pip into it."
 
-# full, lite, none, or a state that nothing can be installed over: both, old
-# (python -I: metadata that a build left in the project's folder is not looked at)
-mmcv_state() {
-  "$python" -I - <<'PY'
-from importlib.metadata import PackageNotFoundError, version
-
-
-def installed(name):
-    try:
-        return bool(version(name))
-    except PackageNotFoundError:
-        return False
-
-
-full, lite, old = map(installed, ('mmcv', 'mmcv-lite', 'mmcv-full'))
-print(
-    'old' if old else 'both' if full and lite else
-    'full' if full else 'lite' if lite else 'none'
-)
-PY
-}
-
-# A hash of all that decides what the environment holds, or nothing where the project
-# is not installed in it any more.
-fingerprint() {
-  [ -e mmseg_twins/.mim/model-index.yml ] || return 0
-  "$python" -I - "$root" "$1" <<'PY'
-import hashlib
+# Reads what pip reports that it would install. `hold` prints the packages that stay as
+# they are, as constraints: those that are large, or that others are compiled against.
+# `pin` prints what to install, `replaced` and `broken` what that does to the rest.
+read_report() {
+  "$python" -I - "$1" "$work/report.json" <<'PY'
+import json
 import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from importlib.metadata import distributions
 
-root, extras = sys.argv[1:]
-try:
-    version('mmseg_twins')
-except PackageNotFoundError:
-    sys.exit()
-digest = hashlib.sha256()
-for text in (sys.version, sys.prefix, root, extras):
-    digest.update(text.encode() + b'\0')
-for name in (
-    'setup.py', 'pyproject.toml', 'requirements/tested.txt', 'mmseg_twins/version.py'
-):
-    digest.update(Path(root, name).read_bytes() + b'\0')
-print(digest.hexdigest())
+from pip._vendor.packaging.requirements import Requirement
+from pip._vendor.packaging.utils import canonicalize_name
+
+HELD = ('torch', 'torchvision', 'torchaudio', 'numpy', 'mmcv')
+
+
+def unmet(name, requires, extras, versions):
+    """Yield the requirements of a package that some versions do not meet."""
+    for requirement in map(Requirement, requires or ()):
+        marker, required = requirement.marker, canonicalize_name(requirement.name)
+        if (
+            required in versions
+            and (not marker or any(marker.evaluate({'extra': e}) for e in extras))
+            and not requirement.specifier.contains(versions[required], prereleases=True)
+        ):
+            yield required, f'{name} needs {requirement.name}{requirement.specifier}'
+
+
+step, report = sys.argv[1:]
+with open(report, encoding='utf-8') as file:
+    items = json.load(file)['install']
+installed = {canonicalize_name(str(d.metadata['Name'])): d for d in distributions()}
+before = {name: package.version for name, package in installed.items()}
+after = {canonicalize_name(i['metadata']['name']): i['metadata']['version'] for i in items}
+reasons = {}
+for item in items:
+    data, extras = item['metadata'], item.get('requested_extras') or ['']
+    for name, text in unmet(data['name'], data.get('requires_dist'), extras, before):
+        reasons.setdefault(name, text)
+after.pop('mmseg-twins')
+
+if step == 'hold':
+    print(*(f'{n}=={before[n]}' for n in HELD if n in before and n not in reasons), sep='\n')
+elif step == 'pin':
+    print(*(f'{name}=={version}' for name, version in after.items()), sep='\n')
+elif step == 'replaced':
+    print(', '.join(
+        f'{name} {before[name]} with {version} ({reasons.get(name, "others need it")})'
+        for name, version in after.items()
+        if before.get(name, version) != version
+    ))  # fmt: skip
+else:
+    print(', '.join(
+        text
+        for name, package in installed.items()
+        if name not in (*after, 'mmseg-twins')
+        for _, text in unmet(name, package.requires, [''], after)
+    ))  # fmt: skip
 PY
 }
 
-# Runs a command with its output in the log, saying now and then how far it is.
-logged() {
-  local status=0
-  local steps='^ *(Collecting|Downloading|Processing|Building|Installing|Preparing|\$) '
-  printf '\n$ %s\n' "$*" >>"$log"
-  # The sleep holds none of this script's open files, as it may outlive the script.
-  while sleep 15 >/dev/null 2>&1 9>&- && kill -0 $$ 2>/dev/null; do
-    say "  ... $SECONDS s: $(grep -E "$steps" "$log" | tail -n 1 | cut -c 1-72)"
-  done &
-  beat=$!
-  trap 'kill "$beat" 2>/dev/null || true' EXIT
-  "$@" >>"$log" 2>&1 </dev/null || status=$?
-  kill "$beat" 2>/dev/null || true
-  wait "$beat" 2>/dev/null || true
-  trap - EXIT
-  [ "$status" -eq 0 ] && return
-  tail -n 25 "$log" >&2
-  fail "the last command failed (exit status $status); its whole output is in $log"
-}
-
-# What a wheel of mmcv fits: its ops are compiled against one Python and one torch, for
-# CUDA too where there is a GPU, or where mmcv's setup.py is told so.
-compiled_for() {
-  "$python" -I - <<'PY'
-import os
-import sys
-
-import torch
-
-cuda = torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1'
-python = 'cp%d%d' % sys.version_info[:2]
-print(f'{python}-torch{torch.__version__}-{"cuda" if cuda else "cpu"}')
-PY
+# Plans with pip, shows the plan, and then installs exactly that.
+install_into_active() {
+  local replaced broken
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  say 'Asking pip what it would install'
+  pip install -q --dry-run --no-deps --report "$work/report.json" -e ".[$extras]"
+  read_report hold >"$work/held.txt"
+  pip install --dry-run -c "$work/held.txt" --report "$work/report.json" -e ".[$extras]"
+  read_report pin >"$work/pins.txt"
+  replaced=$(read_report replaced)
+  broken=$(read_report broken)
+  [ ! "$broken" ] || say "Would no longer fit: $broken"
+  [ ! "$replaced" ] || [ "$yes" ] ||
+    fail "this would replace $replaced in $environment: add --yes to allow it, or leave out --active to use an environment in the project."
+  say "Installing${replaced:+ and replacing $replaced}"
+  pip install --no-deps -r "$work/pins.txt" -e ".[$extras]"
 }
 
 # Swaps mmcv-lite for full mmcv only when that has been built.
 build_full_mmcv() {
-  local pinned fits wheels building
-  pinned=$(sed -n 's/^mmcv==\([^ ;]*\).*/\1/p' requirements/tested.txt)
-  fits=$(compiled_for) || fail "torch does not load in $environment: remove the environment, or install torch into it anew."
-  wheels=${XDG_CACHE_HOME:-$HOME/.cache}/mmseg_twins/$fits
-  if compgen -G "$wheels/mmcv-$pinned-*.whl" >/dev/null; then
-    say "Taking full mmcv from $wheels"
-  else
-    say 'Building full mmcv from source (about twenty minutes on two cores)'
-    mkdir -p "$wheels"
-    building=$(mktemp -d "$wheels/building.XXXXXX")
-    # pip's own cache would give a wheel that was compiled against another torch.
-    logged env MMCV_WITH_OPS=1 "$python" -m pip wheel --no-cache-dir --no-deps \
-      --no-build-isolation --use-pep517 -c requirements/tested.txt -w "$building" mmcv
-    mv "$building"/mmcv-*.whl "$wheels"
-    rmdir "$building"
-  fi
-  [ "$mmcv" != lite ] || logged "$python" -m pip uninstall -y mmcv-lite
-  logged "$python" -m pip install --no-index --no-deps "$wheels/mmcv-$pinned"-*.whl
+  local wheels
+  wheels=$(mktemp -d)
+  say 'Building full mmcv from source (about twenty minutes on two cores)'
+  # pip's own cache would give a wheel without ops, or one compiled against another torch.
+  MMCV_WITH_OPS=1 pip wheel --no-cache-dir --no-deps --no-build-isolation --use-pep517 \
+    -c requirements/tested.txt -w "$wheels" mmcv
+  pip uninstall -y mmcv-lite
+  pip install --no-index --no-deps "$wheels"/mmcv-*.whl
+  rm -r "$wheels"
 }
 
-finish() {
-  [ "$print_python" = no ] || echo "$python"
-  exit 0
-}
-
-# Two set-ups at a time wait for each other; the lock ends with the process.
-if command -v flock >/dev/null 2>&1 && exec 9<setup.py; then
-  flock -n 9 || {
-    say 'Waiting for another set-up of this project'
-    flock 9
-  }
+if [ "$active" ]; then
+  install_into_active
+else
+  say "Installing mmseg_twins[$extras] with the versions of $pins"
+  pip install -c "$pins" -e ".[$extras]"
 fi
-
-find_environment
-log=$environment/mmseg_twins-setup.log
-stamp=$environment/mmseg_twins-setup.stamp
-
-mmcv=$(mmcv_state)
-case $mmcv in
-  old) fail "$environment holds mmcv-full, of mmsegmentation 0.x, whose files mmcv's would overwrite: activate another environment, or none." ;;
-  both) fail "$environment holds both mmcv and mmcv-lite, which overwrite each other: run '$python -m pip uninstall -y mmcv mmcv-lite', then this again." ;;
-esac
-extras=lite,mim,deploy,test
-if [ "$mmcv" = full ] || [ "$full" = yes ]; then
-  extras=mim,deploy,test
-fi
-
-current=$(fingerprint "$extras")
-if [ -n "$current" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$current" ]; then
-  say "Ready, nothing has changed: $environment"
-  finish
-fi
-
-rm -f "$stamp"
-: >"$log"
-say "Setting up $environment (Python $version); output of pip: $log"
-ensure_pip
-[ "$mmcv" != full ] || say 'Full mmcv is installed: leaving mmcv-lite out, whose files would overwrite it'
-say "Installing mmseg_twins[$extras] with the versions of requirements/tested.txt"
-logged "$python" -m pip install --disable-pip-version-check --progress-bar off \
-  -c requirements/tested.txt -e ".[$extras]"
-if [ "$full" = yes ] && [ "$mmcv" != full ]; then
+if [ "$full" ] && ! has mmcv; then
   build_full_mmcv
 fi
-
-say 'Checking the installation'
-"$python" -c 'import cv2' >>"$log" 2>&1 || {
-  tail -n 1 "$log" >&2
+"$python" -c 'import cv2' >&2 ||
   fail "OpenCV does not load: on a bare Linux machine it needs libGL and GLib (Debian, Ubuntu: apt install libgl1 libglib2.0-0; Fedora: dnf install mesa-libGL glib2)."
-}
-conflicts=$("$python" -m pip check 2>&1) || {
-  printf '%s\n' "$conflicts" >&2
-  fail "the packages in $environment do not fit together (see above): mend that, or use an environment of its own."
-}
 
-fingerprint "$extras" >"$stamp"
+echo "$current" >"$stamp"
 say "Done in $SECONDS s: $environment"
-[ -n "${VIRTUAL_ENV:-}" ] || [ "$environment" != "$root/.venv" ] || say "To use it in your shell: source $environment/bin/activate"
+[ "$active" ] || say "To use it in your shell: source $environment/bin/activate"
 finish

@@ -1,7 +1,7 @@
-"""What tools/setup_env.sh decides and says.
+"""What tools/setup_env.sh and the scripts that begin with it do to environments.
 
-Every test runs it in a copy of the files that it reads, on a virtual environment whose
-pip only notes down what it is asked for: nothing is installed.
+pip is the real one. What it installs are empty wheels in a folder, for a project of the
+same name whose requirements are small enough to state here.
 """
 
 from __future__ import annotations
@@ -9,99 +9,137 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import venv
-from collections.abc import Callable
+from importlib.metadata import distributions
 from pathlib import Path
+from zipfile import ZipFile
 
+import pip
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = (
-    'setup.py', 'pyproject.toml', 'requirements/tested.txt', 'tools/setup_env.sh',
-    'mmseg_twins/version.py',
-)  # fmt: skip
+PIP = Path(pip.__file__).parent
 
 pytestmark = pytest.mark.skipif(shutil.which('bash') is None, reason='needs bash')
 
-METADATA = 'Metadata-Version: 2.1\nName: mmseg_twins\nVersion: 0.1.0\n'
-
-# Notes its arguments, "installs" by leaving the metadata of mmseg_twins, and "builds"
-# an empty wheel.
-PIP = """
-import os, pathlib, sys
-site = pathlib.Path(__file__).parents[1]
-with open(site / 'pip-calls.txt', 'a') as calls:
-    print(*sys.argv[1:], file=calls)
-if 'wheel' in sys.argv:
-    wheels = pathlib.Path(sys.argv[sys.argv.index('-w') + 1])
-    wheels.mkdir(exist_ok=True)
-    (wheels / 'mmcv-2.1.0-py3-none-any.whl').touch()
-if 'install' in sys.argv:
-    if 'PIP_FAILS' in os.environ:
-        sys.exit('ERROR: no such index')
-    (site / 'mmseg_twins-0.1.0.dist-info').mkdir(exist_ok=True)
-    (site / 'mmseg_twins-0.1.0.dist-info' / 'METADATA').write_text({metadata!r})
+EXTRAS = {
+    'lite': 'mmcv-lite', 'full': 'mmcv', 'onedl': 'onedl-mmcv',
+    'mim': 'openmim', 'deploy': 'onnx', 'test': 'pytest',
+}  # fmt: skip
+REQUIRES = ['torch>=2.7', 'numpy']
+REQUIRES += [f"{name}; extra == '{extra}'" for extra, name in EXTRAS.items()]
+WHEELS = {
+    'torch-2.6': [], 'torch-2.13': [], 'torch-2.14': [],
+    'torchvision-0.21': ['torch==2.6'],
+    'numpy-1.26': [], 'numpy-2.4': [], 'numpy-2.5': [],
+    'onnx-1.22': [], 'onnx-1.23': ['numpy>=2'],
+    'mmcv-2.1': [], 'mmcv_lite-2.1': [], 'openmim-0.3': [], 'pytest-9.2': [],
+    'onedl_mmcv-2.3': [], 'onedl_mmcv-2.4': [],
+}  # fmt: skip
+PYPROJECT = """
+[build-system]
+requires = []
+build-backend = 'backend'
+backend-path = ['.']
 """
+BACKEND = """
+def build_editable(folder, *_):
+    return __import__('shutil').copy('mmseg_twins-0.1-py3-none-any.whl', folder)
+"""
+FILES = {
+    'setup.py': '',
+    'backend.py': BACKEND,
+    'pyproject.toml': PYPROJECT,
+    'mmseg_twins/version.py': '',
+    'mmseg_twins/.mim/model-index.yml': '',
+    'mmseg_twins.egg-info/PKG-INFO': 'Metadata-Version: 2.1\nName: mmseg_twins\n',
+    'requirements/tested.txt': 'torch==2.13\nnumpy==2.4\n',
+    'requirements/tested-onedl.txt': 'torch==2.13\nnumpy==2.4\nonedl-mmcv==2.3\n',
+    'tools/demo/quickstart.py': 'import sys; print(sys.prefix, *sys.argv[1:])',
+    'modules/cv2.py': '',
+    'modules/pytest.py': 'import sys; print(sys.prefix, *sys.argv[1:])',
+}  # fmt: skip
+BOTH = {'torch': '2.13', 'numpy': '2.4', 'onnx': '1.23', 'pytest': '9.2'}
+BOTH |= {'mmseg-twins': '0.1'}
+DEFAULT = BOTH | {'mmcv-lite': '2.1', 'openmim': '0.3'}
+
+
+def make_wheel(folder: Path, release: str, requires: list[str]) -> None:
+    name, version = release.split('-')
+    metadata = ['Metadata-Version: 2.1', f'Name: {name}', f'Version: {version}']
+    metadata += [f'Provides-Extra: {extra}' for extra in EXTRAS]
+    metadata += [f'Requires-Dist: {text}' for text in requires]
+    with ZipFile(folder / f'{release}-py3-none-any.whl', 'w') as wheel:
+        wheel.writestr(f'{release}.dist-info/METADATA', '\n'.join(metadata))
+        wheel.writestr(f'{release}.dist-info/WHEEL', 'Wheel-Version: 1.0\n')
+        wheel.writestr(f'{release}.dist-info/RECORD', '')
 
 
 class Project:
-    """A copy of the project's set-up with a virtual environment of its own."""
+    """A small project with the real scripts, and environments to run them on."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / 'project'
-        for name in FILES:
+        for name, text in FILES.items():
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, self.root / name)
-        (self.root / 'mmseg_twins' / '.mim').mkdir()
-        (self.root / 'mmseg_twins' / '.mim' / 'model-index.yml').touch()
-        # What a build leaves in the project's folder must not pass for an installation.
-        (self.root / 'mmseg_twins.egg-info').mkdir()
-        (self.root / 'mmseg_twins.egg-info' / 'PKG-INFO').write_text(METADATA)
-        self.environment = folder / 'environment'
-        venv.create(self.environment)
-        (self.site,) = self.environment.glob('lib/python*/site-packages')
-        (self.site / 'pip').mkdir()
-        (self.site / 'pip' / '__init__.py').touch()
-        (self.site / 'pip' / '__main__.py').write_text(PIP.format(metadata=METADATA))
-        (self.site / 'cv2.py').touch()
-        self.install_torch('2.13.0+cpu')
-
-    def add_distribution(self, name: str) -> None:
-        folder = self.site / f'{name.replace("-", "_")}-2.1.0.dist-info'
-        folder.mkdir()
-        metadata = f'Metadata-Version: 2.1\nName: {name}\nVersion: 2.1.0\n'
-        (folder / 'METADATA').write_text(metadata)
-
-    def install_torch(self, version: str) -> None:
-        cuda = 'class cuda:\n    is_available = bool\n'
-        (self.site / 'torch.py').write_text(f'{cuda}__version__ = {version!r}\n')
-
-    def set_up(
-        self, *arguments: str, **environment: str
-    ) -> subprocess.CompletedProcess:
-        """Runs the script with the environment active, from another folder."""
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ('CONDA_PREFIX', 'CONDA_DEFAULT_ENV', 'PYTHONPATH')
+            (self.root / name).write_text(text)
+        for script in ('setup_env', 'quickstart', 'run_tests'):
+            shutil.copy2(ROOT / f'tools/{script}.sh', self.root / 'tools')
+        make_wheel(self.root, 'mmseg_twins-0.1', REQUIRES)
+        (folder / 'wheels').mkdir()
+        for release, requires in WHEELS.items():
+            make_wheel(folder / 'wheels', release, requires)
+        self.variables = {
+            'PATH': os.environ['PATH'],
+            'HOME': str(folder),
+            'PIP_CONFIG_FILE': os.devnull,
+            'PIP_FIND_LINKS': str(folder / 'wheels'),
+            'PIP_NO_INDEX': '1',
+            'PYTHONPATH': str(self.root / 'modules'),
         }
+
+    def make_environment(self, name: str, *releases: str) -> Path:
+        """Makes an environment with pip in it, faster than `python -m venv` does."""
+        environment = self.root / name
+        venv.create(environment)
+        (site,) = environment.glob('lib/python*/site-packages')
+        (site / 'pip').symlink_to(PIP)
+        info = f'pip-{pip.__version__}.dist-info'
+        (site / info).symlink_to(PIP.parent / info)
+        if releases:
+            subprocess.run(
+                [environment / 'bin/python', '-m', 'pip', 'install', '-q', *releases],
+                env=self.variables,
+                check=True,
+            )
+        return environment
+
+    def set_up(self, options: str = '', script: str = 'setup_env', **variables: str):
+        """Runs a script from another folder."""
         return subprocess.run(
-            ['bash', str(self.root / 'tools' / 'setup_env.sh'), *arguments],
+            ['bash', str(self.root / f'tools/{script}.sh'), *options.split()],
             cwd=self.root.parent,
-            env=inherited
-            | {'VIRTUAL_ENV': str(self.environment)}
-            | {'XDG_CACHE_HOME': str(self.root.parent / 'cache')}
-            | environment,
+            env=self.variables | variables,
             capture_output=True,
             text=True,
         )
 
-    def pip_calls(self) -> list[str]:
-        """Lists what pip was asked for, without the question for its version."""
-        notes = self.site / 'pip-calls.txt'
-        calls = notes.read_text().splitlines() if notes.exists() else []
-        return [call for call in calls if call != '--version']
+
+def installed(environment: Path) -> dict[str, str]:
+    """Lists the packages of an environment but pip and setuptools, with versions."""
+    (site,) = environment.glob('lib/python*/site-packages')
+    return {
+        package.metadata['Name'].replace('_', '-'): package.version
+        for package in distributions(path=[str(site)])
+        if package.metadata['Name'] not in ('pip', 'setuptools')
+    }
+
+
+def assert_fails(done: subprocess.CompletedProcess, sentence: str) -> None:
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith('[setup] error: ')
+    assert sentence in last
 
 
 @pytest.fixture
@@ -109,184 +147,144 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-@pytest.fixture
-def python_named(tmp_path: Path) -> Callable[[str], str]:
-    """Makes a `python3` that claims a version; gives a PATH with it in front."""
-
-    def make(version: str) -> str:
-        folder = tmp_path / 'bin'
-        folder.mkdir()
-        for name in ('python3', 'python3.10', 'python3.11', 'python3.12', 'python3.13'):
-            (folder / name).write_text(f'#!/bin/sh\necho {version}\n')
-            (folder / name).chmod(0o755)
-        return f'{folder}{os.pathsep}{os.environ["PATH"]}'
-
-    return make
+def test_an_active_environment_is_left_alone(project: Project):
+    active = project.make_environment('active', 'torch==2.6')
+    variables = {'VIRTUAL_ENV': str(active), 'CONDA_PREFIX': str(active)}
+    done = project.set_up('--print-python', **variables)
+    environment = project.root.resolve() / '.venv'
+    assert done.stdout == f'{environment}/bin/python\n', done.stderr
+    assert installed(environment) == DEFAULT
+    assert installed(active) == {'torch': '2.6'}
 
 
-def test_active_environment_gets_the_tested_versions(project: Project):
-    done = project.set_up()
+def test_onedl_stack_has_an_environment_and_versions_of_its_own(project: Project):
+    environment = project.make_environment('.venv-onedl')
+    done = project.set_up('--stack onedl')
     assert done.returncode == 0, done.stderr
-    install, check = project.pip_calls()
-    assert '-c requirements/tested.txt -e .[lite,mim,deploy,test]' in install
-    assert check == 'check'
-
-
-def test_active_conda_environment_is_used(project: Project):
-    done = project.set_up(
-        VIRTUAL_ENV='', CONDA_PREFIX=str(project.environment), CONDA_DEFAULT_ENV='seg'
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(project.pip_calls()) == 2
-
-
-def test_python_of_the_environment_is_all_that_standard_output_gets(project: Project):
-    done = project.set_up('--print-python')
-    python = Path(done.stdout.removesuffix('\n'))
-    assert python == project.environment / 'bin' / 'python'
-    assert project.set_up('--print-python').stdout == done.stdout
-
-
-def test_second_call_changes_nothing(project: Project):
-    project.set_up()
-    before = project.pip_calls()
-    done = project.set_up()
-    assert 'nothing has changed' in done.stderr
-    assert project.pip_calls() == before
-
-
-@pytest.mark.parametrize('name', [n for n in FILES if not n.endswith('.sh')])
-def test_changed_file_sets_up_again(project: Project, name: str):
-    project.set_up()
-    with (project.root / name).open('a') as file:
-        file.write('# changed\n')
-    project.set_up()
-    assert len(project.pip_calls()) == 4
-
-
-def test_uninstalled_project_sets_up_again(project: Project):
-    project.set_up()
-    shutil.rmtree(project.site / 'mmseg_twins-0.1.0.dist-info')
-    project.set_up()
-    assert len(project.pip_calls()) == 4
-
-
-def test_full_mmcv_is_never_overwritten_by_mmcv_lite(project: Project):
-    project.add_distribution('mmcv')
-    done = project.set_up()
-    assert '-e .[mim,deploy,test]' in project.pip_calls()[0]
-    assert 'leaving mmcv-lite out' in done.stderr
-
-
-def test_full_replaces_mmcv_lite_only_when_the_wheel_is_built(project: Project):
-    project.add_distribution('mmcv-lite')
-    done = project.set_up('--full')
-    assert done.returncode == 0, done.stderr
-    install, build, remove, swap, check = project.pip_calls()
-    assert '-e .[mim,deploy,test]' in install
-    assert build.startswith('wheel')
-    assert build.endswith('mmcv')
-    assert remove == 'uninstall -y mmcv-lite'
-    assert swap.startswith('install')
-    assert 'mmcv-2.1.0' in swap
-    assert check == 'check'
-
-
-def test_a_wheel_of_full_mmcv_is_built_once_for_a_torch(project: Project):
-    def built() -> bool:
-        shutil.rmtree(project.site / 'mmseg_twins-0.1.0.dist-info')
-        before = len(project.pip_calls())
-        done = project.set_up('--full')
-        assert done.returncode == 0, done.stderr
-        return any(call.startswith('wheel') for call in project.pip_calls()[before:])
-
-    project.set_up()
-    assert built()
-    assert not built()
-    project.install_torch('2.13.0+cu130')
-    assert built()
-
-
-def test_failed_installation_shows_the_log_and_is_tried_again(project: Project):
-    done = project.set_up(PIP_FAILS='1')
-    assert done.returncode == 1
-    assert 'ERROR: no such index' in done.stderr
-    assert 'whole output is in' in done.stderr
-    assert project.set_up().returncode == 0
-    assert len([call for call in project.pip_calls() if '-e .' in call]) == 2
-
-
-@pytest.mark.parametrize(
-    ('distributions', 'sentence'),
-    [
-        (['mmcv', 'mmcv-lite'], 'both mmcv and mmcv-lite'),
-        (['mmcv-full'], 'mmcv-full, of mmsegmentation 0.x'),
-    ],
-)
-def test_mmcv_that_cannot_be_built_upon_is_refused(
-    project: Project, distributions: list[str], sentence: str
-):
-    for name in distributions:
-        project.add_distribution(name)
-    done = project.set_up()
-    assert done.returncode == 1
-    assert sentence in done.stderr
-    assert project.pip_calls() == []
-
-
-def test_opencv_that_does_not_load_names_the_system_packages(project: Project):
-    (project.site / 'cv2.py').write_text("raise ImportError('libGL.so.1')\n")
-    done = project.set_up()
-    assert done.returncode == 1
-    assert 'libGL.so.1' in done.stderr
-    assert 'apt install libgl1' in done.stderr
-
-
-def test_environment_of_an_unsupported_python_is_refused(
-    project: Project, python_named: Callable[[str], str]
-):
-    python_named('3.14')
-    shutil.rmtree(project.environment)
-    (project.environment / 'bin').mkdir(parents=True)
-    fake = project.root.parent / 'bin' / 'python3'
-    shutil.copy2(fake, project.environment / 'bin' / 'python')
-    done = project.set_up()
-    assert done.returncode == 1
-    assert 'has Python 3.14, but 3.10 to 3.13 is needed' in done.stderr
-
-
-def test_machine_without_a_supported_python_is_told_what_was_looked_for(
-    project: Project, python_named: Callable[[str], str]
-):
-    done = project.set_up(VIRTUAL_ENV='', PATH=python_named('3.9'))
-    assert done.returncode == 1
-    assert 'no Python 3.10 to 3.13 found' in done.stderr
-    assert 'python3 is 3.9' in done.stderr
+    assert installed(environment) == BOTH | {'onedl-mmcv': '2.3'}
     assert not (project.root / '.venv').exists()
 
 
-@pytest.mark.parametrize('base_of_conda', [False, True])
-def test_venv_is_made_where_no_environment_is_active(
-    project: Project, tmp_path: Path, base_of_conda: bool
-):
-    # The Python of this test makes .venv; its pip, a module on the path, is the fake.
-    (tmp_path / 'bin').mkdir()
-    (tmp_path / 'bin' / 'python3').symlink_to(sys.executable)
-    path = f'{tmp_path / "bin"}{os.pathsep}{os.environ["PATH"]}'
-    conda = {'CONDA_PREFIX': str(tmp_path), 'CONDA_DEFAULT_ENV': 'base'}
-    done = project.set_up(
-        '--print-python',
-        VIRTUAL_ENV='',
-        PATH=path,
-        PYTHONPATH=str(project.site),
-        **(conda if base_of_conda else {}),
-    )
+def test_active_environment_keeps_its_versions(project: Project):
+    # The newest onnx would need another numpy.
+    active = project.make_environment('active', 'torch==2.13', 'numpy==1.26')
+    done = project.set_up('--active', VIRTUAL_ENV=str(active))
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f'{project.root.resolve()}/.venv/bin/python\n'
-    assert (project.root / '.venv' / 'pyvenv.cfg').is_file()
+    assert installed(active) == DEFAULT | {'numpy': '1.26', 'onnx': '1.22'}
+    assert not (project.root / '.venv').exists()
 
 
-def test_unknown_option_names_the_known_ones(project: Project):
-    done = project.set_up('--ful')
-    assert done.returncode == 1
-    assert "'--ful'; allowed are --full, --print-python and --help" in done.stderr
+def test_a_package_is_replaced_in_an_active_environment_with_yes_only(project: Project):
+    active = project.make_environment('active', 'torchvision', 'numpy==2.4')
+    before = installed(active)
+    done = project.set_up('--active', VIRTUAL_ENV=str(active))
+    assert_fails(
+        done, 'would replace torch 2.6 with 2.14 (mmseg_twins needs torch>=2.7)'
+    )
+    assert '--yes' in done.stderr.splitlines()[-1]
+    assert 'Would no longer fit: torchvision needs torch==2.6' in done.stderr
+    assert installed(active) == before
+    done = project.set_up('--active --yes', VIRTUAL_ENV=str(active))
+    assert done.returncode == 0, done.stderr
+    assert installed(active) == DEFAULT | {'torch': '2.14', 'torchvision': '0.21'}
+
+
+@pytest.mark.parametrize(
+    ('script', 'options', 'name'),
+    [
+        ('quickstart', '--active', 'active'),
+        ('run_tests', '--active', 'active'),
+        ('run_tests', '--stack onedl', '.venv-onedl'),
+    ],
+)
+def test_scripts_pass_the_choice_of_an_environment_on(project, script, options, name):
+    environment = project.make_environment(name)
+    done = project.set_up(f'{options} --seed 1', script, VIRTUAL_ENV=str(environment))
+    assert done.stdout.startswith(str(environment)), done.stderr
+    assert done.stdout.endswith(' --seed 1\n')
+
+
+def test_a_set_up_is_repeated_only_after_a_change(project: Project):
+    environment = project.make_environment('.venv')
+    assert 'Done in' in project.set_up().stderr
+    first = project.set_up('--print-python')
+    assert 'nothing has changed' in first.stderr
+    assert first.stdout == f'{environment}/bin/python\n'
+    (project.root / 'requirements/tested.txt').write_text('torch==2.14\n')
+    assert 'Done in' in project.set_up().stderr
+    assert installed(environment) == DEFAULT | {'torch': '2.14'}
+    (info,) = environment.glob('lib/python*/site-packages/mmseg_twins-*.dist-info')
+    shutil.rmtree(info)
+    assert 'Done in' in project.set_up().stderr
+
+
+def test_a_failed_set_up_says_why_and_is_tried_again(project: Project):
+    environment = project.make_environment('.venv')
+    assert_fails(project.set_up(PIP_FIND_LINKS=''), "'pip install' has failed")
+    cv2 = project.root / 'modules/cv2.py'
+    cv2.write_text("raise ImportError('libGL.so.1')\n")
+    assert_fails(project.set_up(), 'apt install libgl1')
+    cv2.write_text('')
+    assert 'Done in' in project.set_up().stderr
+    assert installed(environment) == DEFAULT
+
+
+def test_full_replaces_mmcv_lite_which_never_comes_back(project: Project):
+    environment = project.make_environment('.venv')
+    for options, message in (('', 'Done'), ('--full', 'Done'), ('', 'Ready')):
+        assert message in project.set_up(options).stderr
+    (project.root / 'setup.py').write_text('# changed')
+    assert 'Done' in project.set_up().stderr
+    assert {'mmcv', 'mmcv-lite'} & installed(environment).keys() == {'mmcv'}
+
+
+@pytest.mark.parametrize(
+    ('stack', 'releases', 'sentence'),
+    [
+        ('openmmlab', ['onedl-mmcv'], 'holds onedl-mmcv'),
+        ('openmmlab', ['mmcv', 'mmcv-lite'], 'both mmcv and mmcv-lite'),
+        ('onedl', ['mmcv-lite'], 'holds mmcv-lite'),
+    ],
+)
+def test_packages_that_share_files_are_refused(project, stack, releases, sentence):
+    active = project.make_environment('active', *releases)
+    before = installed(active)
+    done = project.set_up(f'--active --stack {stack}', VIRTUAL_ENV=str(active))
+    assert_fails(done, sentence)
+    assert installed(active) == before
+
+
+def test_unsupported_pythons_are_named(project: Project, tmp_path: Path):
+    (tmp_path / 'bin').mkdir()
+    for name in ('python', 'python3', *(f'python3.{minor}' for minor in range(10, 14))):
+        (tmp_path / 'bin' / name).write_text('#!/bin/sh\necho 3.9\n')
+        (tmp_path / 'bin' / name).chmod(0o755)
+    done = project.set_up(PATH=f'{tmp_path / "bin"}{os.pathsep}{os.environ["PATH"]}')
+    assert_fails(done, 'no Python 3.10 to 3.13')
+    assert 'python3 is 3.9' in done.stderr
+    assert not (project.root / '.venv').exists()
+    assert_fails(
+        project.set_up('--active', VIRTUAL_ENV=str(tmp_path)), 'has Python 3.9'
+    )
+
+
+@pytest.mark.parametrize(
+    ('options', 'sentence'),
+    [
+        ('--ful', "'--ful'; allowed are --stack, --full, --active, --yes"),
+        ('--stack onedll', "'onedll'; allowed are openmmlab (the default) and onedl"),
+        ('--full --stack onedl', 'leave out --full or --stack onedl'),
+        ('--active', "conda's base environment is active"),
+    ],
+)
+def test_options_that_do_not_work_end_in_one_sentence(project, options, sentence):
+    conda = {'CONDA_PREFIX': '/opt/conda', 'CONDA_DEFAULT_ENV': 'base'}
+    done = project.set_up(options, **conda)
+    assert_fails(done, sentence)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_comes_before_any_set_up(project: Project):
+    done = project.set_up('--help', PATH=os.path.dirname(shutil.which('bash')))
+    assert done.stdout.startswith('Usage: bash tools/setup_env.sh')
+    assert done.stderr == ''
