@@ -1,12 +1,14 @@
 """A server on this machine that plays the hosts of published weights.
 
 ``https://HOST/PATH`` is served as ``http://127.0.0.1:PORT/HOST/PATH``; the Hugging Face
-hub is the host ``hub``.
+hub is the host ``hub``, to which files can be uploaded as well.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -74,6 +76,70 @@ def serve() -> Iterator[Hosts]:
             self.end_headers()
             if with_body:
                 self.wfile.write(sent)
+
+        def do_POST(self) -> None:
+            """Answer what huggingface_hub asks to upload a commit."""
+            sent = self.rfile.read(int(self.headers['Content-Length']))
+            path = urlsplit(self.path).path.strip('/')
+            if not self.headers.get('authorization'):
+                self.send_error(401)
+                return
+            if path.endswith('/repos/create'):
+                name = f'{json.loads(sent)["organization"]}/{json.loads(sent)["name"]}'
+                self.send_json({'url': f'{hosts.address}/hub/{name}', 'name': name})
+            elif '/preupload/' in path:
+                names = [file['path'] for file in json.loads(sent)['files']]
+                modes = [
+                    'lfs' if 'safetensors' in name else 'regular' for name in names
+                ]
+                self.send_json({
+                    'files': [
+                        {'path': name, 'uploadMode': mode, 'shouldIgnore': False}
+                        for name, mode in zip(names, modes, strict=True)
+                    ]
+                })  # fmt: skip
+            elif path.endswith('/objects/batch'):
+                objects = [
+                    {**one, 'actions': {'upload': {'href': self.lfs(one['oid'])}}}
+                    for one in json.loads(sent)['objects']
+                ]
+                self.send_json({'transfer': 'basic', 'objects': objects})
+            elif path.endswith('/validate-yaml'):
+                self.send_json({'errors': [], 'warnings': []})
+            elif not path.endswith('/commit/main'):
+                self.send_error(404)
+            else:
+                repository = path.split('/models/')[1].removesuffix('/commit/main')
+                for line in map(json.loads, sent.decode().splitlines()):
+                    self.commit(f'hub/{repository}/resolve/main', line)
+                address = f'{hosts.address}/hub/{repository}/commit/{COMMIT}'
+                self.send_json({'commitUrl': address, 'commitOid': COMMIT})
+
+        def do_PUT(self) -> None:
+            """Store a large file."""
+            sent = self.rfile.read(int(self.headers['Content-Length']))
+            hosts.files[self.path.strip('/')] = sent
+            self.send_json({})
+
+        def lfs(self, digest: str) -> str:
+            return f'{hosts.address}/lfs/{digest}'
+
+        def commit(self, folder: str, line: dict) -> None:
+            value = line['value']
+            if line['key'] == 'file':
+                content = base64.b64decode(value['content'])
+                hosts.files[f'{folder}/{value["path"]}'] = content
+            elif line['key'] == 'lfsFile':
+                content = hosts.files[f'lfs/{value["oid"]}']
+                hosts.files[f'{folder}/{value["path"]}'] = content
+
+        def send_json(self, value: dict) -> None:
+            content = json.dumps(value).encode()
+            self.send_response(200)
+            self.send_header('Content-Type', 'application/json')
+            self.send_header('Content-Length', str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
         def log_message(self, *args) -> None:
             """Keep the server silent."""

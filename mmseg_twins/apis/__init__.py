@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from .load_model import load_model
 from .loading import build_segmentor, load_weights
 from .overlay import draw_overlay
 from .prediction import Prediction, PredictionError, Predictor
+from .sharing import SharingError
 
 __all__ = [
     'Prediction',
     'PredictionError',
     'Predictor',
+    'SharingError',
     'build_segmentor',
     'draw_overlay',
+    'load_model',
     'load_weights',
 ]

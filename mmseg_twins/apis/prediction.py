@@ -1,4 +1,4 @@
-"""Predict image files with a segmentor.
+"""Predict image files with a segmentor, and pass it on.
 
 Unlike mmsegmentation's ``init_model`` and ``MMSegInferencer``, weights that do not fit
 the config are an error instead of a line in the log, nothing in a checkpoint can run,
@@ -7,6 +7,7 @@ and test-time augmentation works.
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 from ..checkpoints.dataset_meta import find_dataset_meta
+from ..checkpoints.locating import locate
+from ..checkpoints.reading import read_source
 from ..errors import SettingError
+from ..state_dicts import strip_data_parallel
+from . import sharing
 from .loading import build_segmentor, load_weights, without_advice
 
 DEVICES = ('auto', 'cpu', 'cuda')
@@ -45,13 +50,14 @@ class Prediction:
 
 
 class Predictor:
-    """Predict image files.
+    """Predict image files; :func:`.load_model` makes one of whatever there is.
 
     Args:
         cfg: of mmsegmentation's kind. If its model is a ``SegTTAModel`` with the
             segmentor as ``module``, predictions are averaged over the augmentations of
             the test pipeline.
-        checkpoint: path or http(s) URL of a segmentor's weights.
+        checkpoint: a segmentor's weights: a path, an http(s) URL or a name such as
+            ``twins://upernet-svt-s-ade20k``.
         device: ``'auto'``, which is a CUDA GPU if there is one, ``'cpu'`` or
             ``'cuda'``.
 
@@ -67,7 +73,7 @@ class Predictor:
 
     Example:
         >>> predictor = Predictor(Config.fromfile(config), 'iter_160000.pth')
-        >>> predictor('street.jpg').labels.shape
+        >>> predictor.predict('street.jpg').labels.shape
         (228, 320)
     """
 
@@ -78,7 +84,8 @@ class Predictor:
         init_default_scope(cfg.get('default_scope') or 'mmseg')
         self._load, self._transform = build_pipelines(cfg)
         model = build_segmentor(cfg, cfg.model.get('module', cfg.model))
-        source = load_weights(model, checkpoint)
+        self._cfg, self._checkpoint = cfg, locate(checkpoint)
+        source = load_weights(model, self._checkpoint)
         model.dataset_meta = find_dataset_meta(cfg, source.meta, model.num_classes)
         self.classes: tuple[str, ...] = model.dataset_meta['classes']
         self.palette: list[tuple[int, int, int]] = model.dataset_meta['palette']
@@ -87,7 +94,7 @@ class Predictor:
         if 'module' in cfg.model:
             self._tester = MODELS.build({**cfg.model, 'module': self.model})
 
-    def __call__(self, path: str | Path) -> Prediction:
+    def predict(self, path: str | Path) -> Prediction:
         """Predict an image file.
 
         Raises:
@@ -114,6 +121,47 @@ class Predictor:
         labels = result.pred_sem_seg.data.squeeze(0).cpu().numpy()
         dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
         return Prediction(image, labels.astype(dtype))
+
+    __call__ = predict
+
+    def save_pretrained(
+        self, folder: str | Path, *, name: str | None = None, force: bool = False
+    ) -> None:
+        """Write weights, config and model card, for :func:`.load_model`.
+
+        Args:
+            folder: is made if it does not exist.
+            name: for the model card; that of the folder by default.
+            force: whether existing files may be replaced.
+
+        Raises:
+            OSError: a file exists already, or cannot be written.
+        """
+        sharing.save_segmentor(
+            Path(folder),
+            strip_data_parallel(read_source(self._checkpoint).state),
+            self._cfg,
+            self.model.dataset_meta,
+            repository=name or str(folder),
+            force=force,
+        )
+
+    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
+        """Upload weights, config and model card to the Hugging Face hub.
+
+        Args:
+            repository: ``OWNER/NAME``; is made if it does not exist.
+            private: whether a new repository is private.
+
+        Returns:
+            The repository's URL.
+
+        Raises:
+            SharingError: the hub refuses the upload, or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, name=repository, force=True)
+            return sharing.upload_segmentor(Path(folder), repository, private=private)
 
 
 def choose_device(name: str) -> str:

@@ -72,7 +72,8 @@ def fetch_from_hub(repository: str, name: str, digest: str = '') -> Path:
     """Download a file from the Hugging Face hub to the hub's cache; return its path.
 
     ``huggingface_hub`` does it, so that its variables such as ``HF_ENDPOINT``,
-    ``HF_HOME``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` hold.
+    ``HF_HOME``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` hold. An earlier download is used
+    where the hub cannot be reached.
 
     Args:
         repository: ``OWNER/NAME``.
@@ -87,10 +88,6 @@ def fetch_from_hub(repository: str, name: str, digest: str = '') -> Path:
     shown = f'{name} of {repository} on the Hugging Face hub'
     try:
         try:
-            found = hub.hf_hub_download(repository, name, local_files_only=True)
-        except hub.errors.LocalEntryNotFoundError:
-            if hub.constants.HF_HUB_OFFLINE:
-                raise
             # By itself, the download would try a silent host for minutes.
             stated = hub.get_hf_file_metadata(
                 hub.hf_hub_url(repository, name), timeout=TIMEOUT
@@ -98,6 +95,11 @@ def fetch_from_hub(repository: str, name: str, digest: str = '') -> Path:
             if stated.etag and DIGEST.fullmatch(stated.etag):
                 digest = digest or stated.etag
             found = hub.hf_hub_download(repository, name, etag_timeout=TIMEOUT)
+        except Exception as error:
+            try:
+                found = hub.hf_hub_download(repository, name, local_files_only=True)
+            except hub.errors.LocalEntryNotFoundError:
+                raise error from None
     # Which errors there are depends on the version, and on the library below it.
     except Exception as error:
         response = getattr(error, 'response', None)
