@@ -19,6 +19,7 @@ from mmengine.config.utils import ConfigParsingError
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..apis.configs import find_config
 from ..checkpoints.downloading import is_url
 from ..checkpoints.reading import first_cause
 
@@ -50,7 +51,9 @@ class OptionsAction(DictAction):
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the positional ``config`` and ``--cfg-options``."""
-    parser.add_argument('config', help='path of the config, such as configs/NAME.py')
+    parser.add_argument(
+        'config', help="config: a path, or the name of one of the package's configs"
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -109,7 +112,8 @@ def read_config(args: argparse.Namespace) -> Config:
         FileNotFoundError: there is no such config.
         ValueError: it cannot be read, or the options do not fit it.
     """
-    path = require_file(args.config, 'config', suffix='.py')
+    path = None if Path(args.config).exists() else find_config(args.config)
+    path = path or require_file(args.config, 'config', suffix='.py')
     if path.suffix not in CONFIG_SUFFIXES:
         raise ValueError(
             f'config: {args.config!r} is no config file; those end in .py, .json or '
@@ -124,11 +128,20 @@ def read_config(args: argparse.Namespace) -> Config:
         ) from error
     except (ConfigParsingError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(f'config: {args.config!r} cannot be read: {error}') from error
+    override(cfg, args)
+    return cfg
+
+
+def override(cfg: Config, args: argparse.Namespace) -> None:
+    """Override settings of a config by ``args.cfg_options``.
+
+    Raises:
+        ValueError: the options do not fit the config.
+    """
     try:
         cfg.merge_from_dict(args.cfg_options or {})
     except (KeyError, TypeError) as error:
         raise ValueError(f'--cfg-options: {error}') from error
-    return cfg
 
 
 def read_run_config(args: argparse.Namespace) -> Config:

@@ -1,5 +1,8 @@
 """Predict images: `python tools/predict.py CONFIG CHECKPOINT IMAGES --out-dir DIR`.
 
+Published segmentors bring their config, as folders of save_pretrained do:
+`python tools/predict.py twins://upernet-svt-s-ade20k IMAGES --out-dir DIR`.
+
 For each image, writes two PNG files: an overlay of the predicted classes on the image,
 with a legend of names, colors and shares of the pixels, to DIR/overlays, and a
 single-channel label map, whose classes count from 0, to DIR/labels. Writes are atomic
@@ -19,6 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from ..apis.load_model import find_segmentor, is_segmentor
 from ..apis.overlay import draw_overlay
 from ..apis.prediction import DEVICES, PredictionError, Predictor, choose_device
 from . import common as cli
@@ -29,16 +33,19 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog='predict.py',
+        usage='%(prog)s [option ...] CONFIG CHECKPOINT IMAGE ... --out-dir DIR\n'
+        '       %(prog)s [option ...] SEGMENTOR IMAGE ... --out-dir DIR',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     cli.add_config_arguments(parser)
     parser.add_argument(
-        'checkpoint',
-        help="path or URL of a segmentor's checkpoint, such as work_dirs/NAME/X.pth",
-    )
-    parser.add_argument(
-        'images', nargs='+', metavar='image', help='image file, or folder of images'
+        'files',
+        nargs='+',
+        metavar='CHECKPOINT IMAGE',
+        help="path, URL or name of a segmentor's checkpoint, such as "
+        'work_dirs/NAME/X.pth, unless the segmentor brings its config; then image '
+        'files, or folders of images',
     )
     parser.add_argument(
         '--out-dir', required=True, metavar='DIR', help='folder for the results'
@@ -89,15 +96,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         with cli.one_sentence_errors(parser):
-            cfg = cli.read_config(args)
-            cli.require_checkpoint(args.checkpoint)
             choose_device(args.device)
+            if is_segmentor(args.config):
+                cfg, checkpoint = find_segmentor(args.config)
+                cli.override(cfg, args)
+                images = args.files
+            else:
+                cfg = cli.read_config(args)
+                checkpoint, *images = args.files
+                cli.require_checkpoint(checkpoint)
             if args.tta:
                 cli.use_test_time_augmentation(cfg)
             out_dir = Path(args.out_dir)
-            images = find_images(args.images, recursive=args.recursive, skip=out_dir)
-            jobs = plan_jobs(images, out_dir, force=args.force)
-            predictor = Predictor(cfg, args.checkpoint, device=args.device)
+            if not images:
+                parser.error('no image is given; give files or folders')
+            found = find_images(images, recursive=args.recursive, skip=out_dir)
+            jobs = plan_jobs(found, out_dir, force=args.force)
+            predictor = Predictor(cfg, checkpoint, device=args.device)
         return predict(parser, predictor, jobs, args)
     except OSError as error:
         parser.exit(1, f'{parser.prog}: error: {error}\n')
@@ -118,7 +133,7 @@ def predict(
     console = Console(stderr=True)
     for job in track(jobs, description='Predicting', console=console):
         try:
-            result = predictor(job.image)
+            result = predictor.predict(job.image)
         except PredictionError as error:
             failed += 1
             print(f'{parser.prog}: {job.image} is skipped: {error}', file=sys.stderr)
