@@ -10,7 +10,7 @@ numbers too, cannot change the training.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.dist import get_dist_info
@@ -70,7 +70,10 @@ class ExactResume(Hook):
         loop.dataloader = self._make_loader(runner, given, old.dataset)
         # A loop over iterations has started to load already; its workers end here.
         if hasattr(loop, 'dataloader_iterator'):
-            loop.dataloader_iterator = remaining(loop.dataloader, loop.iter)
+            drops = not hasattr(loop, 'fast_forward_on_resume')
+            loop.dataloader_iterator = RemainingBatches(
+                loop.dataloader, loop.iter if drops else 0
+            )
         old._iterator = None
 
     def before_train_iter(
@@ -82,7 +85,7 @@ class ExactResume(Hook):
     def after_train(self, runner: Runner) -> None:
         """End the loader's workers, which load endlessly otherwise."""
         loop = runner.train_loop
-        if isinstance(getattr(loop, 'dataloader_iterator', None), Generator):
+        if isinstance(getattr(loop, 'dataloader_iterator', None), RemainingBatches):
             loop.dataloader_iterator.close()
             loop.dataloader._iterator = None
 
@@ -108,13 +111,37 @@ class ExactResume(Hook):
         return runner.build_dataloader(options, seed=runner.seed)
 
 
-def remaining(loader: DataLoader, done: int) -> Generator:
-    """Yield None for finished batches, which mmengine's loop drops, then the others.
+class RemainingBatches:
+    """The batches of a loader that starts with the one that is next.
+
+    mmengine's loop takes the finished ones and drops them. That of onedl-mmengine
+    calls ``skip_iter`` for them, or goes on at once with ``fast_forward_on_resume``.
 
     Args:
-        loader: starts with the batch that is next.
-        done: number of finished batches.
+        loader: the loader.
+        dropped: number of batches that the loop drops; these are None.
     """
-    for _ in range(done):
-        yield None
-    yield from loader
+
+    def __init__(self, loader: DataLoader, dropped: int) -> None:
+        self._loader = loader
+        self._dropped = dropped
+        self._batches: Iterator | None = None
+
+    def __iter__(self) -> RemainingBatches:
+        return self
+
+    def __next__(self) -> Any:
+        """Return the next batch; the loader starts when the loop needs one."""
+        if self._dropped > 0:
+            self._dropped -= 1
+            return None
+        if self._batches is None:
+            self._batches = iter(self._loader)
+        return next(self._batches)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Do nothing: the loader starts after the batches to skip."""
+
+    def close(self) -> None:
+        """Let the loader's workers end."""
+        self._batches = iter(())
