@@ -16,6 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from mmseg_twins.compat.versions import version
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ('mmseg_twins', 'configs', 'tools')
 FILES = (
@@ -120,6 +122,8 @@ def test_what_python_runs_when_it_starts_is_installed_and_removed_with_the_packa
     assert printed == 'mmseg_twins_hook\n'
 
 
+# onedl-mim 0.5.1 takes the folder of the first file that RECORD lists.
+@pytest.mark.skipif(bool(version('onedl-mim')), reason='needs openmim')
 @pytest.mark.parametrize('kind', ['wheel', 'editable'])
 def test_mim_finds_configs_scripts_and_index(
     request: pytest.FixtureRequest, source: Path, tmp_path: Path, kind: str
@@ -182,8 +186,8 @@ def test_tested_versions_satisfy_every_requirement(
     versions = dict(pins)
     assert len(versions) == len(pins)
     for requirement in of_stack(requirements, stack):
-        version = versions[canonicalize_name(requirement.name)]
-        assert requirement.specifier.contains(version), str(requirement)
+        pinned = versions[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(pinned), str(requirement)
 
 
 def test_oldest_versions_are_the_lower_bounds(requirements: list[Requirement]):
@@ -194,4 +198,4 @@ def test_oldest_versions_are_the_lower_bounds(requirements: list[Requirement]):
         if clause.operator == '>='
     }
     pins = read_pins('oldest.txt', '3.10')
-    assert lower == {(name, Version(version)) for name, version in pins}
+    assert lower == {(name, Version(pinned)) for name, pinned in pins}
