@@ -70,6 +70,7 @@ done
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd "$root"
 environment=$root/.venv
+remedy='remove it'
 pins=requirements/tested.txt
 extras=lite,mim,deploy,test
 other_stack='mmcv-full onedl-mim onedl-mmcv onedl-mmengine onedl-mmsegmentation'
@@ -99,6 +100,7 @@ make_environment() {
 
 if [ "$active" ]; then
   environment=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+  remedy='activate another environment'
   [ "$environment" ] || fail 'no environment is active: activate one, or leave out --active.'
   [ "${VIRTUAL_ENV:-}" ] || [ "${CONDA_DEFAULT_ENV:-}" != base ] ||
     fail "conda's base environment is active, which is left alone: activate another one, or leave out --active."
@@ -108,13 +110,17 @@ fi
 python=$environment/bin/python
 # The Python's version and the names of all packages. Without -I, metadata that a build
 # left in the project's folder would count as well.
-facts=$("$python" -I -c 'import sys; from importlib.metadata import distributions
-print("%d.%d" % sys.version_info[:2], *(str(d.metadata["Name"]).lower().replace("_", "-") for d in distributions()), "")' 2>/dev/null) ||
-  fail "$python does not start: remove $environment${active:+ or activate another environment}, then run this again."
-has() { [[ " ${facts#* }" == *" $1 "* ]]; }
+facts=$("$python" -I -c '
+import sys
+from importlib.metadata import distributions
 
-[[ $facts == 3.1[0-3]\ * ]] ||
-  fail "$environment has Python ${facts%% *}, but 3.10 to 3.13 is needed: remove it${active:+ or activate another environment}."
+names = [str(d.metadata["Name"]).lower().replace("_", "-") for d in distributions()]
+print("%d.%d" % sys.version_info[:2], *names)' 2>/dev/null) ||
+  fail "the Python of $environment does not start: $remedy, then run this again."
+has() { [[ "$facts " == *" $1 "* ]]; }
+
+[[ "$facts " == 3.1[0-3]\ * ]] ||
+  fail "$environment has Python ${facts%% *}, but 3.10 to 3.13 is needed: $remedy, then run this again."
 for name in $other_stack; do
   ! has "$name" || fail "$environment holds $name, and packages of the $stack stack would overwrite its files: uninstall it, or use another environment."
 done
@@ -133,15 +139,17 @@ finish() {
 stamp=$environment/mmseg_twins-setup.stamp
 current=$({
   echo "$root $environment $stack ${active:-pinned}"
-  cat setup.py pyproject.toml mmseg_twins/version.py "$pins"
+  cat setup.py pyproject.toml mmseg_twins/{version,compat/stacks,compat/hook}.py "$pins"
 } | cksum)
 if has mmseg-twins && [ -e mmseg_twins/.mim/model-index.yml ] &&
   [ "$(cat "$stamp" 2>/dev/null)" = "$current" ] && { [ ! "$full" ] || has mmcv; }; then
   say "Ready, nothing has changed: $environment"
   finish
 fi
-[ -w "$environment" ] || fail "$environment is not writable: ${active:+activate an environment of your own, or }change its owner."
+[ -w "$environment" ] || fail "$environment is not writable: $remedy, then run this again."
 rm -f "$stamp"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 say "Setting up $environment (Python ${facts%% *}, $stack stack)"
 
 # Standard output is for --print-python.
@@ -159,7 +167,7 @@ import json
 import sys
 from importlib.metadata import distributions
 
-from pip._vendor.packaging.requirements import Requirement
+from pip._vendor.packaging.requirements import InvalidRequirement, Requirement
 from pip._vendor.packaging.utils import canonicalize_name
 
 HELD = ('torch', 'torchvision', 'torchaudio', 'numpy', 'mmcv')
@@ -167,7 +175,11 @@ HELD = ('torch', 'torchvision', 'torchaudio', 'numpy', 'mmcv')
 
 def unmet(name, requires, extras, versions):
     """Yield the requirements of a package that some versions do not meet."""
-    for requirement in map(Requirement, requires or ()):
+    for text in requires or ():
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:  # some old packages have such
+            continue
         marker, required = requirement.marker, canonicalize_name(requirement.name)
         if (
             required in versions
@@ -213,8 +225,6 @@ PY
 # Plans with pip, shows the plan, and then installs exactly that.
 install_into_active() {
   local replaced broken
-  work=$(mktemp -d)
-  trap 'rm -rf "$work"' EXIT
   say 'Asking pip what it would install'
   pip install -q --dry-run --no-deps --report "$work/report.json" -e ".[$extras]"
   read_report hold >"$work/held.txt"
@@ -225,21 +235,18 @@ install_into_active() {
   [ ! "$broken" ] || say "Would no longer fit: $broken"
   [ ! "$replaced" ] || [ "$yes" ] ||
     fail "this would replace $replaced in $environment: add --yes to allow it, or leave out --active to use an environment in the project."
-  say "Installing${replaced:+ and replacing $replaced}"
+  say "Installing these packages${replaced:+, replacing $replaced}"
   pip install --no-deps -r "$work/pins.txt" -e ".[$extras]"
 }
 
 # Swaps mmcv-lite for full mmcv only when that has been built.
 build_full_mmcv() {
-  local wheels
-  wheels=$(mktemp -d)
   say 'Building full mmcv from source (about twenty minutes on two cores)'
   # pip's own cache would give a wheel without ops, or one compiled against another torch.
   MMCV_WITH_OPS=1 pip wheel --no-cache-dir --no-deps --no-build-isolation --use-pep517 \
-    -c requirements/tested.txt -w "$wheels" mmcv
+    -c requirements/tested.txt -w "$work" mmcv
   pip uninstall -y mmcv-lite
-  pip install --no-index --no-deps "$wheels"/mmcv-*.whl
-  rm -r "$wheels"
+  pip install --no-index --no-deps "$work"/mmcv-*.whl
 }
 
 if [ "$active" ]; then
