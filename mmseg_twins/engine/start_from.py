@@ -22,6 +22,7 @@ from ..registry import HOOKS
 from ..state_dicts import compare, without
 
 BACKBONE, AUXILIARY_HEAD = 'backbone', 'auxiliary_head'
+STAGE_NORMS = 'backbone.norm_list'  # of SVT; ImageNet classifiers have none
 CLASSIFICATION_LAYERS = ('decode_head.conv_seg', 'auxiliary_head.conv_seg')
 
 
@@ -29,9 +30,10 @@ CLASSIFICATION_LAYERS = ('decode_head.conv_seg', 'auxiliary_head.conv_seg')
 class StartFrom(Hook):
     """Loads weights before the first iteration, except for some layers.
 
-    A bare backbone is loaded into the backbone, and all heads stay as they are. Of a
-    segmentor, all is loaded but the layers with one output for each class; its
-    auxiliary head, which predictions do not use, is loaded only if it fits.
+    A bare backbone is loaded into the backbone, and all heads stay as they are; so do
+    the norms after the stages, if it is a classifier's, which has none. Of a segmentor,
+    all is loaded but the layers with one output for each class; its auxiliary head,
+    which predictions do not use, is loaded only if it fits.
 
     A resumed training uses its own checkpoint instead. Hooks that follow the loading of
     checkpoints, such as ``EMAHook``, are called.
@@ -112,6 +114,8 @@ class StartFrom(Hook):
         if not only(found, BACKBONE):
             found = {f'{BACKBONE}.{name}': value for name, value in found.items()}
             wanted = only(state, BACKBONE)
+            if not only(found, STAGE_NORMS):
+                leave_out = (*leave_out, STAGE_NORMS)
         heads = (only(names, AUXILIARY_HEAD) for names in (wanted, found))
         if compare(*heads, ignored=leave_out):
             leave_out = (*leave_out, AUXILIARY_HEAD)

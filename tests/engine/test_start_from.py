@@ -14,6 +14,7 @@ from mmseg.registry import MODELS
 from safetensors.torch import save_file
 from torch import nn
 
+from builders import tiny
 from mmseg_twins.engine import StartFrom, start_from
 from mmseg_twins.errors import CheckpointError, SettingError
 
@@ -94,6 +95,26 @@ def test_a_bare_backbone_leaves_the_heads_as_they_are(tmp_path, suffix, caplog):
         assert torch.equal(value, expected)
     assert 'loaded 2 tensors' in caplog.text
     assert caplog.text.endswith('left out: decode_head, auxiliary_head\n')
+
+
+def test_the_norms_after_stages_may_be_missing_from_a_classifier(tmp_path):
+    path = tmp_path / 'classifier.pth'
+    backbone = tiny('SVT').float()
+    norms = backbone.norm_list.state_dict(prefix='norm_list.')
+    state = {k: v for k, v in backbone.state_dict().items() if k not in norms}
+    model = Segmentor()
+    model.backbone = tiny('SVT').float()
+    before = model.backbone.norm_list[0].weight.clone()
+
+    torch.save(state, path)
+    start(model, path)
+    assert torch.equal(model.backbone.state_dict()['norm_list.0.weight'], before)
+    for name, value in state.items():
+        assert torch.equal(model.backbone.state_dict()[name], value)
+
+    torch.save({**state, 'norm_list.0.weight': before}, path)
+    with pytest.raises(SettingError, match='7 tensors are missing'):
+        start(model, path)
 
 
 @pytest.mark.parametrize(('there', 'here'), [(2, 2), (2, 3), (2, 0), (0, 2)])
