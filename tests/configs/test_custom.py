@@ -18,9 +18,12 @@ from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 from torch import nn
 
-from builders import ROOT, WIDTHS, generator
+from builders import ROOT, WIDTHS, generator, meta_state, shapes_of
+from mmseg_twins.checkpoints.conversion import convert_state_dict
+from mmseg_twins.checkpoints.weights import WEIGHTS, Weights
 from mmseg_twins.cli import predict, test
 from mmseg_twins.cli.new import assignment, fill
+from mmseg_twins.engine import StartFrom
 
 CONFIGS = ROOT / 'configs'
 TEMPLATE = CONFIGS / 'custom/twins_custom.py'
@@ -225,6 +228,31 @@ def test_every_kind_of_config_can_be_inherited(tmp_path, base):
         assert loader.dataset.data_root == cfg.data_root
     assert cfg.tta_pipeline[-1].transforms[0][2].scale == (1024, 256)
     assert 'tta_model' in cfg
+
+
+def layout_of(weights: Weights) -> str:
+    """The layout of a file of published weights."""
+    if weights.heads is None:
+        return 'official-cls'
+    if weights.author == 'SSSegmentation':
+        return 'ssseg-upernet'
+    return 'mmseg-upernet' if weights.heads == 'uperhead' else 'mmseg-fpn'
+
+
+@pytest.mark.parametrize('name', WEIGHTS)
+def test_published_weights_fit_the_config_that_they_belong_to(tmp_path, name):
+    weights = WEIGHTS[name]
+    shapes = shapes_of(layout_of(weights), weights.variant)
+    found, _ = convert_state_dict(meta_state(shapes))
+    cfg = read(tmp_path, base=weights.config.removesuffix('.py'), classes=CLASSES)
+    with DefaultScope.overwrite_default_scope('mmseg'), torch.device('meta'):
+        state = MODELS.build(cfg.model).state_dict()
+
+    loaded = StartFrom(checkpoint=name).select(found, state)
+
+    prefix = '' if weights.heads else 'backbone.'
+    given = {prefix + name for name in found}
+    assert given - loaded.keys() == {name for name in given if 'conv_seg' in name}
 
 
 @pytest.mark.parametrize('iterations', [10, 15, 400, 40_000])
