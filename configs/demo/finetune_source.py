@@ -1,4 +1,4 @@
-"""What `finetune_custom.py` starts from in the demo: a segmentor of five classes.
+"""What fine-tuning starts from in docs/finetune.md: a segmentor of five classes.
 
 The quickstart's model on streets in which only these classes are labeled:
 `python tools/dataset_converters/street_scenes.py work_dirs/finetune/source_data

@@ -338,21 +338,6 @@ def test_sssegmentations_checkpoints_fit_their_configs(variant: str):
     assert read(name).train_pipeline == read(PUBLISHED[0]).train_pipeline
 
 
-def test_a_copy_of_the_fine_tuning_config_fits_one_with_two_heads(tmp_path):
-    text = (CONFIGS / 'demo/finetune_custom.py').read_text()
-    base = CONFIGS / 'twins_svt-s_uperhead_8x2_512x512_160k_ade20k.py'
-    copy = tmp_path / 'copy.py'
-    copy.write_text(text.replace('./twins_svt_fpn_streets.py', str(base)))
-    cfg = Config.fromfile(copy)
-    assert cfg.model.decode_head.num_classes == 8
-    assert cfg.model.auxiliary_head.num_classes == 8
-    assert cfg.model.backbone.init_cfg is None
-    assert cfg.model.data_preprocessor.size is None
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        assert loader.dataset.type == 'BaseSegDataset'
-        assert loader.dataset.data_root == cfg.data_root
-
-
 @cache
 def model_index() -> dict[str, dict]:
     """The models that ``model-index.yml`` leads to, by name."""

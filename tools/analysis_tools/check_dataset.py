@@ -34,8 +34,7 @@ classes that never occur, heads with another number of classes, and images in bo
 training and validation. Files are read, never changed."""
 
 EPILOG = """examples:
-  python tools/analysis_tools/check_dataset.py configs/demo/finetune_custom.py \\
-      --plot classes.png
+  python tools/analysis_tools/check_dataset.py my_config.py --plot classes.png
   python tools/analysis_tools/check_dataset.py --images photos --masks labels \\
       --classes road car sky
 
