@@ -6,8 +6,8 @@
 `mmseg-twins new my_config.py` writes a copy of this file that works in any folder.
 """
 
-# The config that this one changes. It has the model: choose the variant, and for a
-# segmentor the head, that `weights` has.
+# The config that this one builds on. Its model must be of the variant of `weights` and,
+# if those are a segmentor's, have the same decode head.
 _base_ = '../twins_svt-s_uperhead_8x2_512x512_160k_ade20k.py'
 
 # An image and its mask have the same name:
@@ -15,8 +15,8 @@ _base_ = '../twins_svt-s_uperhead_8x2_512x512_160k_ade20k.py'
 #   images/validation/NAME.jpg    annotations/validation/NAME.png
 data_root = 'data/custom'
 
-# In the order of their numbers in the masks, which have one channel of 8 bits. Number
-# the classes from 0, and mark pixels to ignore by 255.
+# Names in the order of their numbers in the masks. A mask is an image with one channel of
+# 8 bits; its classes count from 0, and 255 marks pixels to ignore.
 classes = ['road', 'building', 'sky']
 
 # What training starts from:
@@ -26,17 +26,18 @@ classes = ['road', 'building', 'sky']
 #   None                             random weights
 weights = 'twins://svt-s'
 
+# The length of the training, 10 or more.
 iterations = 20_000
 
-# Images are resized so that their short side is near this; squares of this size are cut
-# out for training.
+# The short side of images is resized to this, and training uses random square crops of
+# this size.
 crop_size = 512
 
-# These fit most cases.
+# Defaults that suit most data.
 reduce_zero_label = False  # True: masks number classes from 1, and 0 is ignored
 image_suffix, mask_suffix = '.jpg', '.png'
-batch_size = 4  # of each GPU; at least 2
-learning_rate = 6e-5  # for 8 images in a batch, scaled if there are more or fewer
+batch_size = 4  # images per GPU, at least 2
+learning_rate = 6e-5  # for 8 images on all GPUs; scaled to the number there are
 
 # ---- Everything below follows from the above. ----------------------------------------
 
