@@ -15,8 +15,8 @@ _base_ = '../twins_svt-s_uperhead_8x2_512x512_160k_ade20k.py'
 #   images/validation/NAME.jpg    annotations/validation/NAME.png
 data_root = 'data/custom'
 
-# Names in the order of their numbers in the masks. A mask is an image with one channel of
-# 8 bits; its classes count from 0, and 255 marks pixels to ignore.
+# Names in the order of their numbers in the masks. A mask is an image with one channel
+# of 8 bits; its classes count from 0, and 255 marks pixels to ignore.
 classes = ['road', 'building', 'sky']
 
 # What training starts from:
