@@ -19,7 +19,7 @@ from ..apis.configs import PACKAGE, find_config
 from ..checkpoints.conversion import convert_state_dict
 from ..checkpoints.downloading import is_url
 from ..checkpoints.reading import read_source
-from ..checkpoints.weights import SCHEME, WEIGHTS, find_weights, is_name, upernet_config
+from ..checkpoints.weights import SCHEME, find_weights, is_name, upernet_config
 from ..checkpoints.writing import check_writable, replacing
 from ..errors import CheckpointError, SettingError
 from . import common as cli
@@ -192,13 +192,10 @@ def read_weights(given: str) -> str | None:
     """
     if given.lower() == 'none':
         return None
-    if given in WEIGHTS and not Path(given).exists():
-        return SCHEME + given
-    if is_name(given):
-        find_weights(given)
-    else:
-        cli.require_checkpoint(given, '--weights')
-    return given
+    path = Path(given)
+    if is_name(given) or not (is_url(given) or path.suffix or path.exists()):
+        return SCHEME + find_weights(given).name
+    return cli.require_checkpoint(given, '--weights')
 
 
 def find_base(given: str | None, weights: object) -> Path:

@@ -159,6 +159,7 @@ def test_an_existing_file_is_overwritten_only_by_force(capsys):
         ('config.txt', 'config.txt does not end in .py'),
         ('nowhere/config.py', 'there is no folder nowhere'),
         ('config.py --weights twins://svt-z', 'did you mean twins://svt-'),
+        ('config.py --weights pcpvt-m', 'did you mean twins://pcpvt-'),
         (
             'config.py --weights othr.pth',
             "'othr.pth' does not exist; did you mean other",
