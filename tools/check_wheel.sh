@@ -9,9 +9,10 @@ Usage: bash tools/check_wheel.sh [--python PYTHON]
 Builds the wheel, installs it with the extras lite and mim and the versions of
 requirements/tested.txt into a fresh virtual environment, and uses it from a folder that
 is not the checkout: imports it, diagnoses the installation, builds a backbone
-and the model of a config, lets mim find the configs, and asks twins2mmseg for its help. Everything
-happens in a temporary folder ($TMPDIR, about 2 GB), which is removed at the end. Takes
-a few minutes; exits with status 1 if anything fails.
+and the model of a config, lets mim find the configs, asks twins2mmseg for its help,
+lets mmsegmentation's own script print a config, and uninstalls it. Everything happens
+in a temporary folder ($TMPDIR, about 2 GB), which is removed at the end. Takes a few
+minutes; exits with status 1 if anything fails.
 
 Options:
   --python PYTHON  the Python to make the environment with, 3.10 to 3.13 (default: that
@@ -138,9 +139,16 @@ logged "$python" smoke.py
 logged "$python" -m mmseg_twins
 logged "$work/env/bin/twins2mmseg" --help
 logged "$work/env/bin/mim" search mmseg_twins --field config
+# What imports mmsegmentation first works too, and no longer after uninstalling.
+site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+config=$(echo "$site"/mmseg_twins/.mim/configs/twins_svt-s_uperhead_8x2_512x512_160k_*.py)
+logged "$work/env/bin/mim" run mmsegmentation print_config "$config"
 (cd "$root" && "$python" -I tools/check_versions.py --extras lite,mim) >>"$log" 2>&1 || {
   tail -n 25 "$log" >&2
   fail 'what was installed is not what requirements/tested.txt says.'
 }
+logged "$python" -m pip uninstall -y mmseg_twins
+left=$(find "$site" -iname '*mmseg_twins*' -not -path '*/__pycache__*')
+[ -z "$left" ] || fail "pip uninstall leaves $left"
 
 say "Done in $SECONDS s: $(basename "$wheel") installs and works"

@@ -52,17 +52,21 @@ def after_config_utils(module) -> None:
 
 def after_mmseg(module) -> None:
     """Import the package, which applies all patches that are chosen."""
+    import mmseg_twins  # noqa: F401
+
+
+def attempt(action, module) -> None:
+    """Run an action; if it fails, the module works as it does without the package."""
     try:
-        import mmseg_twins  # noqa: F401
+        action(module)
     except Exception as error:
         errors = sys.modules.get('mmseg_twins.errors')
         if errors and isinstance(error, errors.SettingError):
             raise  # SETTING names a patch that does not exist
         import logging
 
-        # mmsegmentation works as it does without the package.
         log = logging.getLogger('mmseg_twins.compat')
-        log.debug('no patches are applied', exc_info=True)
+        log.debug('%s fails', action.__name__, exc_info=True)
 
 
 class Finder:
@@ -80,7 +84,8 @@ class Finder:
         if action is None:
             return None
         try:
-            found = (one.find_spec(name, path, target) for one in sys.meta_path)
+            finders = [one for one in sys.meta_path if hasattr(one, 'find_spec')]
+            found = (one.find_spec(name, path, target) for one in finders)
             spec = next(filter(None, found), None)
         finally:
             self.actions[name] = action
@@ -96,7 +101,7 @@ class Finder:
             execute(module)
             action = self.actions.pop(name, None)
             if action is not None:
-                action(module)
+                attempt(action, module)
 
         loader.exec_module = exec_module
 

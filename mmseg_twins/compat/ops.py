@@ -1,10 +1,10 @@
 """A stand-in for ``mmcv.ops`` where the installed mmcv has no compiled ops.
 
 These are mmcv-lite, and onedl-mmcv unless it is built with torch at hand. Four modules
-of mmsegmentation 1.2.2 import from ``mmcv.ops`` unguarded
-(``point_sample``, which is pure PyTorch, and ``sigmoid_focal_loss``), so that
-``mmseg.models`` cannot be imported without compiled ops. Others guard with
-``except ModuleNotFoundError``, which the stand-in respects.
+of mmsegmentation 1.2.2 import from ``mmcv.ops`` unguarded (``point_sample``, which is
+pure PyTorch, and ``sigmoid_focal_loss``), so that ``mmseg.models`` cannot be imported
+without compiled ops. Others guard with ``except ModuleNotFoundError``, which the
+stand-in respects.
 """
 
 from __future__ import annotations

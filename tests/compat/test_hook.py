@@ -176,6 +176,18 @@ def test_looking_for_a_module_is_not_importing_it(waiting):
     assert happened == ['wanted', 'action']
 
 
+def test_an_action_that_fails_harms_no_import(waiting):
+    def fail(module: ModuleType) -> None:
+        happened.append('failure')
+        raise RuntimeError('broken')
+
+    finder, happened = waiting
+    finder.actions['wanted'] = fail
+    import wanted  # noqa: F401
+
+    assert happened == ['wanted', 'failure']
+
+
 def test_installing_it_twice_is_once(monkeypatch):
     monkeypatch.setattr(sys, 'meta_path', [])
     monkeypatch.delenv(hook.SETTING, raising=False)
