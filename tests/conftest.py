@@ -6,6 +6,7 @@ import mmseg_twins  # noqa: F401, activates compat
 
 # isort: split
 import argparse
+import contextlib
 import functools
 import importlib.util
 import os
@@ -18,7 +19,6 @@ import mmengine.config.utils
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants as hub_constants
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
@@ -40,6 +40,7 @@ from builders import (
 from weights_server import Hosts, serve
 
 NO_NETWORK = Path(__file__).parent / 'no_network'
+HOSTS = pytest.StashKey[Hosts]()
 CLOSED = 'http://127.0.0.1:9'  # for programs other than Python: nothing answers there
 
 # mmengine parses all indexes of mmsegmentation anew for each base of each config.
@@ -61,6 +62,11 @@ def pytest_configure(config: pytest.Config) -> None:
     for scheme in ('http', 'https', 'ftp', 'all'):
         os.environ[f'{scheme}_proxy'] = os.environ[f'{scheme.upper()}_PROXY'] = CLOSED
     os.environ['no_proxy'] = os.environ['NO_PROXY'] = 'localhost,127.0.0.1,::1'
+    server = contextlib.ExitStack()
+    config.add_cleanup(server.close)
+    config.stash[HOSTS] = hosts = server.enter_context(serve())
+    # huggingface_hub reads it once, when it is imported.
+    os.environ['HF_ENDPOINT'] = hosts.address
 
 
 @pytest.fixture(autouse=True)
@@ -113,21 +119,14 @@ def store(tmp_path) -> Path:
 
 
 @pytest.fixture
-def weight_hosts(monkeypatch) -> Iterator[Hosts]:
+def weight_hosts(request, monkeypatch) -> Iterator[Hosts]:
     """The hosts of published weights, here and for started processes."""
-    with serve() as hosts:
-        endpoint = f'{hosts.address}/hub'
-        monkeypatch.setenv('TEST_HOSTS', hosts.address)
-        monkeypatch.setenv('HF_ENDPOINT', endpoint)
-        monkeypatch.setattr(hub_constants, 'ENDPOINT', endpoint)
-        monkeypatch.setattr(
-            hub_constants,
-            'HUGGINGFACE_CO_URL_TEMPLATE',
-            endpoint + '/{repo_id}/resolve/{revision}/{filename}',
-        )
-        redirected = sys.modules['no_network'].redirected_urllib
-        monkeypatch.setattr(OpenerDirector, 'open', redirected(OpenerDirector.open))
-        yield hosts
+    hosts = request.config.stash[HOSTS]
+    monkeypatch.setenv('TEST_HOSTS', hosts.address)
+    redirected = sys.modules['no_network'].redirected_urllib
+    monkeypatch.setattr(OpenerDirector, 'open', redirected(OpenerDirector.open))
+    yield hosts
+    hosts.reset()
 
 
 @pytest.fixture

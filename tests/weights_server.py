@@ -1,7 +1,7 @@
 """A server on this machine that plays the hosts of published weights.
 
-``https://HOST/PATH`` is served as ``http://127.0.0.1:PORT/HOST/PATH``; the Hugging Face
-hub is the host ``hub``, to which files can be uploaded as well.
+``https://HOST/PATH`` is served as ``http://127.0.0.1:PORT/HOST/PATH``. All else is the
+Hugging Face hub, called ``hub`` here, to which files can be uploaded as well.
 """
 
 from __future__ import annotations
@@ -39,12 +39,20 @@ class Hosts:
     moods: dict[str, str] = field(default_factory=dict)
     asked: Counter = field(default_factory=Counter)
     address: str = ''
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def reset(self) -> None:
+        """Forget files, moods and downloads, and let hanging answers end."""
+        self.over.set()
+        self.over = threading.Event()
+        for one in (self.files, self.moods, self.asked):
+            one.clear()
 
 
 @contextmanager
 def serve() -> Iterator[Hosts]:
     """Serve what the hosts are told to, until the end of the context."""
-    hosts, over = Hosts(), threading.Event()
+    hosts = Hosts()
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -55,12 +63,17 @@ def serve() -> Iterator[Hosts]:
 
         def answer(self, *, with_body: bool) -> None:
             path = urlsplit(self.path).path.strip('/')
+            if '.' not in path.partition('/')[0]:
+                path = f'hub/{path}'
             host = path.partition('/')[0]
+            if path.startswith('hub/api/models/') and path.endswith('/revision/main'):
+                self.send_json({'id': path, 'sha': COMMIT, 'tags': [], 'siblings': []})
+                return
             mood = hosts.moods.get(host)
             content = hosts.files.get(path)
             hosts.asked[path] += with_body
             if mood == 'hang':
-                over.wait()
+                hosts.over.wait()
                 return
             if mood == 'page':
                 content = PAGE
@@ -86,7 +99,7 @@ def serve() -> Iterator[Hosts]:
                 return
             if path.endswith('/repos/create'):
                 name = f'{json.loads(sent)["organization"]}/{json.loads(sent)["name"]}'
-                self.send_json({'url': f'{hosts.address}/hub/{name}', 'name': name})
+                self.send_json({'url': f'{hosts.address}/{name}', 'name': name})
             elif '/preupload/' in path:
                 names = [file['path'] for file in json.loads(sent)['files']]
                 modes = [
@@ -112,7 +125,7 @@ def serve() -> Iterator[Hosts]:
                 repository = path.split('/models/')[1].removesuffix('/commit/main')
                 for line in map(json.loads, sent.decode().splitlines()):
                     self.commit(f'hub/{repository}/resolve/main', line)
-                address = f'{hosts.address}/hub/{repository}/commit/{COMMIT}'
+                address = f'{hosts.address}/{repository}/commit/{COMMIT}'
                 self.send_json({'commitUrl': address, 'commitOid': COMMIT})
 
         def do_PUT(self) -> None:
@@ -149,6 +162,6 @@ def serve() -> Iterator[Hosts]:
         thread.start()
         hosts.address = f'http://127.0.0.1:{server.server_address[1]}'
         yield hosts
-        over.set()
+        hosts.reset()
         server.shutdown()
         thread.join()

@@ -83,7 +83,9 @@ def fetch_from_hub(repository: str, name: str, digest: str = '') -> Path:
     Raises:
         CheckpointError: the file cannot be downloaded, or has another hash.
     """
-    import huggingface_hub as hub  # takes half a second
+    # These take half a second.
+    import huggingface_hub as hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     shown = f'{name} of {repository} on the Hugging Face hub'
     try:
@@ -98,12 +100,14 @@ def fetch_from_hub(repository: str, name: str, digest: str = '') -> Path:
         except Exception as error:
             try:
                 found = hub.hf_hub_download(repository, name, local_files_only=True)
-            except hub.errors.LocalEntryNotFoundError:
+            except LocalEntryNotFoundError:
                 raise error from None
     # Which errors there are depends on the version, and on the library below it.
     except Exception as error:
         response = getattr(error, 'response', None)
-        reason = f'HTTP {response.status_code}' if response else one_line(error)
+        reason = one_line(error)
+        if response is not None:
+            reason = f'HTTP {response.status_code}'
         raise CheckpointError(f'{shown} could not be downloaded ({reason})') from error
     path = Path(found)
     if not sha256(path).startswith(digest):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 
 from builders import CLASSES_OF_THREE, PALETTE_OF_THREE
 from mmseg_twins.apis import Predictor, SharingError, load_model
@@ -24,9 +24,8 @@ def model(pictures) -> Predictor:
 @pytest.fixture
 def hub(weight_hosts, tmp_path, monkeypatch):
     """A hub of which nothing is cached, and that knows the user."""
-    constants = huggingface_hub.constants
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', tmp_path / 'hub')
-    monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)
+    monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True, raising=False)
     monkeypatch.setattr(constants, 'HF_TOKEN_PATH', str(tmp_path / 'token'))
     monkeypatch.setenv('HF_TOKEN', 'hf_token')
     return weight_hosts

@@ -6,9 +6,9 @@ import hashlib
 import io
 import threading
 
-import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import save
 
@@ -36,7 +36,7 @@ def hosts(weight_hosts, tmp_path, monkeypatch):
     """The hosts of published weights, empty caches, and digests that are not known."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.delenv(locating.FOLDER_VARIABLE, raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', tmp_path / 'hub')
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', tmp_path / 'hub')
     monkeypatch.setattr(downloading, 'TIMEOUT', 0.5)
     monkeypatch.setattr(downloading, 'HASH', downloading.DIGEST)  # not in names
     monkeypatch.setitem(WEIGHTS, 'svt-s', without_digest(WEIGHTS['svt-s']))
@@ -109,7 +109,7 @@ def test_a_segmentor_of_another_project_arrives_in_mmsegmentations_layout(
     ('mood', 'reason'),
     [
         (None, 'HTTP 404'),
-        ('page', 'X-Repo-Commit'),
+        ('page', 'hub could not be downloaded'),
         ('hang', 'timed out'),
         ('wrong', 'another hash'),
         ('busy', 'HTTP 503'),
@@ -238,7 +238,7 @@ def test_offline_only_the_hubs_cache_is_used(hosts, timm_file, monkeypatch, tmp_
     hosts.files[HUB_FILE] = timm_file
     kept_file = locate('twins://svt-s')
     kept_file.unlink()
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
 
     locate('twins://svt-s')
 

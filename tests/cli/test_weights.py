@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save
 
 from builders import ROOT, random_state, shapes_of
@@ -67,7 +67,7 @@ def hosts(weight_hosts, scenes, tmp_path, monkeypatch):
     """The hosts of published weights, and a folder with a config for tiny scenes."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.setenv('HF_HOME', str(tmp_path / 'huggingface'))
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', tmp_path / 'hub')
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', tmp_path / 'hub')
     base = str(ROOT / 'configs/demo/twins_svt_fpn_streets.py')
     text = CONFIG.format(base=base, data=str(scenes))
     (tmp_path / 'config.py').write_text(text)
