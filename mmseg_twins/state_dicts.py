@@ -42,8 +42,9 @@ class Differences:
             return (
                 f'none of its tensors (the first: {first!r}) has the name of one of '
                 f'the model (the first: {self.missing[0]!r}); '
-                'tools/model_converters/twins2mmseg.py converts checkpoints of other '
-                'projects, and a bare backbone belongs in init_cfg of the backbone'
+                '`mmseg-twins convert` converts checkpoints of other projects, and a '
+                'bare backbone belongs in init_cfg of the backbone, or in the hook '
+                'mmseg_twins.StartFrom'
             )
         # The layers that depend on the number of classes explain the most.
         shapes = sorted(

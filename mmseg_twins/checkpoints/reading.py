@@ -31,7 +31,9 @@ EMA_WRAPPERS = ('model_ema', 'state_dict_ema')
 META = 'meta'
 MAX_NAME = 128  # characters; the names of models have less than 80
 PICKLE_MAGIC = (b'\x80', b'c', b'(')  # the last two: pickles in text form
-SAFETENSORS_MAGIC = b'{'  # after the length of the header in eight bytes
+# After the lower half of the header's length, of which any value is possible, in four
+# bytes: its upper half, which is 0, as headers are limited to 100 MB, and the header.
+SAFETENSORS_MAGIC = bytes(4) + b'{'
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,12 @@ def file_format(path: Path, name: str) -> str:
     """
     with path.open('rb') as file:
         start = file.read(64)
+    if start[4:9] == SAFETENSORS_MAGIC:
+        return 'safetensors'
     if start.startswith(ZIP_MAGIC):
         return 'zip'
     if start.startswith(PICKLE_MAGIC):
         return 'pickle'
-    if start[8:9] == SAFETENSORS_MAGIC:
-        return 'safetensors'
     if not start:
         raise CheckpointError(f'{name} is empty')
     hint = '; it looks like a web page' if start.lstrip()[:1] == b'<' else ''

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from safetensors.torch import save_file
 
 from checkpoints.mutations import named, string, with_pickle
-from mmseg_twins.checkpoints.reading import read_checkpoint, read_source
+from mmseg_twins.checkpoints.pickles import ZIP_MAGIC
+from mmseg_twins.checkpoints.reading import PICKLE_MAGIC, read_checkpoint, read_source
 from mmseg_twins.errors import CheckpointError
 
 
@@ -104,3 +106,19 @@ def test_folders_and_missing_files_are_named(tmp_path):
         read_source(tmp_path / 'none.pth')
     with pytest.raises(IsADirectoryError, match='is a folder'):
         read_source(tmp_path)
+
+
+@pytest.mark.parametrize('first', [*PICKLE_MAGIC, ZIP_MAGIC[:1]])
+def test_a_safetensors_file_may_begin_as_other_formats_do(first: bytes, tmp_path):
+    path = tmp_path / 'weights.safetensors'
+    save_file({'a': torch.ones(2)}, path)
+    content = path.read_bytes()
+    # The first byte is the lowest one of the header's length; spaces may end a header.
+    length = int.from_bytes(content[:8], 'little')
+    spaces = (first[0] - length) % 256
+    header = content[8 : 8 + length] + b' ' * spaces
+    start = (length + spaces).to_bytes(8, 'little')
+    path.write_bytes(start + header + content[8 + length :])
+
+    assert path.read_bytes().startswith(first)
+    assert torch.equal(read_source(path).state['a'], torch.ones(2))
