@@ -1,7 +1,8 @@
 """Check that the installed packages are those of requirements/tested.txt.
 
-Every package that mmseg_twins and its extras need, directly or not, has to be pinned
-there and installed in the pinned version. Exits with status 1 if one is not.
+The onedl packages are pinned in requirements/tested-onedl.txt. Every package that
+mmseg_twins and its extras need, directly or not, has to be pinned there and installed
+in the pinned version. Exits with status 1 if one is not.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PROJECT = 'mmseg-twins'
-PINS = Path(__file__).resolve().parents[1] / 'requirements' / 'tested.txt'
-EXTRAS = 'mim,deploy,test'
+REQUIREMENTS = Path(__file__).resolve().parents[1] / 'requirements'
 
 
 def read_pins(path: Path) -> dict[str, Requirement]:
@@ -37,6 +37,14 @@ def installed_packages() -> dict[str, Distribution]:
     for package in distributions():
         found.setdefault(canonicalize_name(package.name), package)
     return found
+
+
+def installed_stack(installed: Mapping[str, Distribution]) -> tuple[str, Path]:
+    """Return the extras of the installed stack, and the file that pins it."""
+    if 'onedl-mmengine' in installed:
+        return 'onedl', REQUIREMENTS / 'tested-onedl.txt'
+    mmcv = 'full' if 'mmcv' in installed else 'lite'
+    return f'{mmcv},mim', REQUIREMENTS / 'tested.txt'
 
 
 def needed_packages(
@@ -64,21 +72,21 @@ def needed_packages(
 
 def main(argv: list[str] | None = None) -> int:
     """Compare, print the differences, and return the exit status."""
+    installed = installed_packages()
+    stack, tested = installed_stack(installed)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         '--extras',
-        help='comma-separated extras of mmseg_twins to include (default: '
-        f'{EXTRAS} and lite, or full if mmcv is installed)',
+        default=f'{stack},deploy,test',
+        help='comma-separated extras of mmseg_twins to include (default: %(default)s)',
     )
     parser.add_argument(
-        '--pins', type=Path, default=PINS, help='pins to check (default: %(default)s)'
+        '--pins', type=Path, default=tested, help='pins to check (default: %(default)s)'
     )
     args = parser.parse_args(argv)
-    installed = installed_packages()
     if PROJECT not in installed:
         parser.error('mmseg_twins is not installed')
-    mmcv = 'full' if 'mmcv' in installed else 'lite'
-    extras = (args.extras or f'{mmcv},{EXTRAS}').split(',')
+    extras = args.extras.split(',')
     known = installed[PROJECT].metadata.get_all('Provides-Extra') or []
     if unknown := set(extras) - set(known):
         parser.error(f'no extra {min(unknown)!r}; choose from {", ".join(known)}')

@@ -65,7 +65,7 @@ class ExportForm(nn.Module):
             self.register_buffer('mean', preprocessor.mean.clone(), persistent=False)
             self.register_buffer('std', preprocessor.std.clone(), persistent=False)
             # Images are read as BGR; a model without conversion is trained on that.
-            self.reverse_channels = not preprocessor.channel_conversion
+            self.reverse_channels = not converts_channels(preprocessor)
 
     def forward(self, image: Tensor) -> Tensor:
         """Segment images.
@@ -168,6 +168,13 @@ def example_image(
     return image.to(form.decode_head.conv_seg.weight.dtype)
 
 
+def converts_channels(preprocessor: nn.Module) -> bool:
+    """Return whether a data preprocessor makes RGB images of BGR ones."""
+    # onedl-mmsegmentation has the attribute under mmengine's name.
+    own = getattr(preprocessor, '_channel_conversion', True)
+    return getattr(preprocessor, 'channel_conversion', own)
+
+
 def describe_model(
     cfg: Config,
     segmentor: EncoderDecoder,
@@ -179,7 +186,7 @@ def describe_model(
     """Return the metadata of an exported file: texts by name, lists as JSON."""
     preprocessor = segmentor.data_preprocessor
     normalized = hasattr(preprocessor, 'mean')
-    order = 'RGB' if getattr(preprocessor, 'channel_conversion', True) else 'BGR'
+    order = 'RGB' if converts_channels(preprocessor) else 'BGR'
     if embed_preprocessing:
         image = 'uint8, (N, H, W, 3), RGB, 0 to 255; normalized inside'
     elif normalized:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmseg.models import SegDataPreProcessor
 from torch import nn
 
 from mmseg_twins.apis.export import (
@@ -52,7 +53,9 @@ def test_classes_are_those_that_the_segmentor_predicts(make_segmentor):
 @pytest.mark.parametrize('bgr_to_rgb', [True, False])
 def test_embedded_preprocessing_is_that_of_the_config(make_segmentor, bgr_to_rgb: bool):
     segmentor = make_segmentor()
-    segmentor.data_preprocessor.channel_conversion = bgr_to_rgb
+    segmentor.data_preprocessor = SegDataPreProcessor(
+        mean=[120.0, 110.0, 100.0], std=[60.0, 55.0, 50.0], bgr_to_rgb=bgr_to_rgb
+    ).double()
     form = prepare(segmentor, embed_preprocessing=True)
     image = example_image(form, 1, 64, 96)
     read = dict(inputs=[image[0].flip(2).permute(2, 0, 1)], data_samples=[None])

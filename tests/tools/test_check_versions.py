@@ -35,6 +35,20 @@ def test_what_is_needed_is_found_through_requirements_extras_and_markers():
 
 
 @pytest.mark.parametrize(
+    ('name', 'extras', 'file'),
+    [
+        ('mmcv-lite', 'lite,mim', 'tested.txt'),
+        ('mmcv', 'full,mim', 'tested.txt'),
+        ('onedl-mmengine', 'onedl', 'tested-onedl.txt'),
+    ],
+)
+def test_each_stack_has_its_extras_and_pins(name, extras, file):
+    found, pins = check_versions.installed_stack({name: Package('1')})
+    assert (found, pins.name) == (extras, file)
+    assert pins.is_file()
+
+
+@pytest.mark.parametrize(
     ('pin', 'other', 'problem'),
     [
         ('mmengine==', 'mmengine==9.', 'is pinned, 0.'),
@@ -46,7 +60,9 @@ def test_a_difference_is_named_and_is_the_exit_status(
     pin, other, problem, tmp_path, capsys
 ):
     path = tmp_path / 'pins.txt'
-    path.write_text(check_versions.PINS.read_text().replace(pin, other))
+    installed = check_versions.installed_packages()
+    _, tested = check_versions.installed_stack(installed)
+    path.write_text(tested.read_text().replace(pin, other))
     assert check_versions.main(['--pins', str(path)]) == 1
     (line,) = (one for one in capsys.readouterr().err.splitlines() if 'mmengine' in one)
     assert problem in line
@@ -54,7 +70,7 @@ def test_a_difference_is_named_and_is_the_exit_status(
 
 def test_a_missing_package_is_named(monkeypatch, capsys):
     installed = check_versions.installed_packages()
-    del installed['mmengine']
+    del installed['filelock']
     monkeypatch.setattr(check_versions, 'installed_packages', lambda: installed)
     assert check_versions.main([]) == 1
     assert 'is pinned, nothing installed' in capsys.readouterr().err

@@ -14,7 +14,11 @@ from torch.utils.benchmark import Timer
 
 from mmseg_twins.version import __version__
 
-PACKAGES = ('mmcv', 'mmcv-lite', 'mmengine', 'mmsegmentation', 'timm')
+PACKAGES = (
+    *('mmcv', 'mmcv-lite', 'mmengine', 'mmsegmentation'),
+    *('onedl-mmcv', 'onedl-mmengine', 'onedl-mmsegmentation'),
+    'timm',
+)
 PROC = Path('/proc')
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
