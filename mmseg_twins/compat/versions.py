@@ -14,8 +14,8 @@ from packaging.specifiers import SpecifierSet
 from .stacks import MMCV, STACKS
 
 FORK = 'onedl-'
-# Either stack has a mim of its own.
-NAMES = {'openmim', 'onedl-mim'}.union(*STACKS.values())
+MIM = {'openmim', 'onedl-mim'}  # of either stack
+NAMES = MIM.union(*STACKS.values())
 INSTALL = "pip install 'mmseg_twins[{}]'"
 INSTALL_LITE = f"pip install 'mmcv-lite{MMCV}'"
 
@@ -40,10 +40,11 @@ def find_problem() -> Problem | None:
     found = {name: version(name) for name in sorted(NAMES) if version(name)}
     forks = [name for name in found if name.startswith(FORK)]
     if forks and len(forks) < len(found):
+        extras = 'lite,mim' if MIM & found.keys() else 'lite'
         return Problem(
             f"{', '.join(found)} are installed and overwrite each other's files: "
             'choose mmseg_twins[lite] or mmseg_twins[onedl]',
-            f'pip uninstall -y {" ".join(found)} && {INSTALL.format("lite")}',
+            f'pip uninstall -y {" ".join(found)} && {INSTALL.format(extras)}',
         )
     if {'mmcv', 'mmcv-lite'} <= found.keys():
         return Problem(

@@ -79,13 +79,18 @@ def test_what_cannot_work_is_an_import_error_with_the_command(pretend, found, me
 
 
 @pytest.mark.parametrize(
-    'more', [LITE, {'mmengine': '0.10.7'}, {'openmim': '0.3.9'}], ids=','.join
+    ('more', 'extras'),
+    [
+        (LITE, 'lite'),
+        ({'mmengine': '0.10.7'}, 'lite'),
+        ({'openmim': '0.3.9'}, 'lite,mim'),
+    ],
 )
-def test_packages_of_both_stacks_are_removed_together(pretend, more):
+def test_packages_of_both_stacks_are_removed_together(pretend, more, extras):
     pretend(ONEDL | more)
     with pytest.raises(ImportError, match="overwrite each other's files") as error:
         versions.check_versions()
     command = str(error.value).partition('; run: pip uninstall -y ')[2]
     removed, _, installed = command.partition(' && ')
     assert set(removed.split()) == {*ONEDL, *more}
-    assert installed == "pip install 'mmseg_twins[lite]'"
+    assert installed == f"pip install 'mmseg_twins[{extras}]'"
