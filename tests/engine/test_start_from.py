@@ -167,7 +167,7 @@ def test_without_a_checkpoint_training_starts_from_scratch():
         ),
         (
             lambda _: {'patch_embeds.0.proj.weight': torch.zeros(1)},
-            'twins2mmseg.py converts checkpoints of other projects',
+            '`mmseg-twins convert` converts checkpoints of other projects',
         ),
         (
             lambda _: Segmentor(width=6).backbone.state_dict(),
