@@ -17,6 +17,7 @@ Python runs when it starts.
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -78,6 +79,13 @@ EXTRAS_REQUIRE = {
     'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
     'test': ['hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'ruff'],
 }
+
+
+def package_page() -> str:
+    """Return the README without pictures and links that lead into the repository."""
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    text = re.sub(r'!\[[^]]*\]\((?!https:)[^)]*\)\n*', '', text)
+    return re.sub(r'\[([^]]*)\]\((?!https:)[^)]*\)', r'\1', text)
 
 
 def is_cache(name: str) -> bool:
@@ -176,8 +184,12 @@ setup(
         'Twins backbones (PCPVT, SVT) for MMSegmentation 1.x: exact, fast, and able '
         'to load every Twins checkpoint.'
     ),
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description=package_page(),
     long_description_content_type='text/markdown',
+    project_urls={
+        'Paper': 'https://arxiv.org/abs/2104.13840',
+        'MMSegmentation': 'https://github.com/open-mmlab/mmsegmentation',
+    },
     license='Apache-2.0',
     keywords='semantic segmentation, vision transformer, Twins, mmsegmentation',
     classifiers=[

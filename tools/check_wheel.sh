@@ -8,11 +8,11 @@ Usage: bash tools/check_wheel.sh [--python PYTHON]
 
 Builds the wheel, installs it with the extras lite and mim and the versions of
 requirements/tested.txt into a fresh virtual environment, and uses it from a folder that
-is not the checkout: imports it, diagnoses the installation, builds a backbone
-and the model of a config, lets mim find the configs, asks twins2mmseg for its help,
-lets mmsegmentation's own script print a config, and uninstalls it. Everything happens
-in a temporary folder ($TMPDIR, about 2 GB), which is removed at the end. Takes a few
-minutes; exits with status 1 if anything fails.
+is not the checkout: imports it, diagnoses the installation, predicts an image with a
+segmentor by name, lets mim find the configs, writes a config, lets mmsegmentation's own
+script print one, and uninstalls it. Everything happens in a temporary folder ($TMPDIR,
+about 2 GB), which is removed at the end. Takes a few minutes; exits with status 1 if
+anything fails.
 
 Options:
   --python PYTHON  the Python to make the environment with, 3.10 to 3.13 (default: that
@@ -92,6 +92,8 @@ logged "$python" -m pip wheel --no-deps -w "$work/dist" "$work/source"
 wheel=$(echo "$work"/dist/mmseg_twins-*.whl)
 [ -f "$wheel" ] || fail 'the build made no wheel.'
 rm -r "$work/source"
+logged "$python" -m pip install --target "$work/twine" twine
+PYTHONPATH=$work/twine logged "$python" -m twine check --strict "$wheel"
 
 say "Installing $(basename "$wheel")[lite,mim]"
 logged "$python" -m pip install --progress-bar off -c "$root/requirements/tested.txt" \
@@ -105,18 +107,17 @@ cat >smoke.py <<'PY'
 import sys
 from pathlib import Path
 
+import mmseg_twins
 import torch
 from mim.commands.search import get_model_info
 from mim.utils import get_installed_path
 from mmengine.config import Config
-
-import mmseg_twins
-from mmseg_twins.models.backbones import SVT
+from mmseg.registry import MODELS
+from mmseg_twins.apis import load_model
+from PIL import Image
 
 home = Path(mmseg_twins.__file__).resolve().parent
 assert home.is_relative_to(Path(sys.prefix).resolve()), home
-shapes = [tuple(x.shape) for x in SVT(arch='small')(torch.zeros(1, 3, 64, 64))]
-assert shapes[0] == (1, 64, 16, 16) and len(shapes) == 4, shapes
 
 models = get_model_info('mmseg_twins', to_dict=True)
 folder = Path(get_installed_path('mmseg_twins'))
@@ -125,18 +126,23 @@ assert models
 for model in models.values():
     assert (folder / '.mim' / model['config']).is_file(), model['config']
 
-from mmseg.registry import MODELS  # noqa: E402
-
-config = next(model['config'] for model in models.values() if 'svt' in model['config'])
-cfg = Config.fromfile(folder / '.mim' / config)
+# What the name stands for, with random weights.
+name = 'twins_svt-s_uperhead_8x2_512x512_130e_ade20k.py'
+cfg = Config.fromfile(folder / '.mim/configs' / name)
 cfg.model.backbone.init_cfg = None
-with torch.device('meta'):
-    MODELS.build(cfg.model)
-print(f'{len(models)} configs, {config} builds')
+torch.save(MODELS.build(cfg.model).state_dict(), 'upernet-svt-s-ade20k.pth')
+Image.new('RGB', (64, 48)).save('photo.jpg')
+
+model = load_model('upernet-svt-s-ade20k')
+labels = model.predict('photo.jpg').labels
+assert labels.shape == (48, 64) and len(model.classes) == 150
+print(f'{len(models)} configs; {model.classes[labels[0, 0]]}')
 PY
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-logged "$python" smoke.py
-logged "$python" -m mmseg_twins
+MMSEG_TWINS_WEIGHTS=. TORCH_HOME=$work/torch logged "$python" smoke.py
+logged "$work/env/bin/mmseg-twins"
+logged "$work/env/bin/mmseg-twins" weights
+logged "$work/env/bin/mmseg-twins" new my_config.py
 logged "$work/env/bin/twins2mmseg" --help
 logged "$work/env/bin/mim" search mmseg_twins --field config
 # What imports mmsegmentation first works too, and no longer after uninstalling.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from email import message_from_string
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -83,11 +85,23 @@ def editable(source: Path) -> Path:
 
 
 @pytest.fixture(scope='module')
-def requirements(wheel: Path) -> list[Requirement]:
+def metadata(wheel: Path) -> Message:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith('/METADATA'))
-        metadata = message_from_string(archive.read(name).decode())
+        return message_from_string(archive.read(name).decode())
+
+
+@pytest.fixture(scope='module')
+def requirements(metadata: Message) -> list[Requirement]:
     return [Requirement(text) for text in metadata.get_all('Requires-Dist')]
+
+
+def test_the_page_of_the_package_has_no_links_that_lead_nowhere(metadata: Message):
+    page = metadata.get_payload()
+    links = re.findall(r'\]\(([^)]*)\)', page)
+    assert links
+    assert all(link.startswith('https://') for link in links)
+    assert 'Published weights' in page
 
 
 def test_wheel_carries_the_package_and_what_mim_looks_for(source: Path, wheel: Path):
