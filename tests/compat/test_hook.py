@@ -90,14 +90,18 @@ def test_mmsegmentation_trains_with_a_config_in_pure_python(run, scenes, tmp_pat
 
 
 @lite
-@pytest.mark.parametrize('setting', ['0', 'checkpoints,fsdp'])
+@pytest.mark.parametrize(
+    'setting', ['0', pytest.param('checkpoints,fsdp', marks=pytest.mark.slow)]
+)
 def test_without_the_patch_of_ops_mmsegmentation_fails_as_before(run, setting):
     result = run('import mmseg.models', MMSEG_TWINS_COMPAT=setting)
     assert WITHOUT_OPS in result.stderr.splitlines()[-1]
 
 
 @lite
-@pytest.mark.parametrize('state', ['broken', 'gone'])
+@pytest.mark.parametrize(
+    'state', [pytest.param('broken', marks=pytest.mark.slow), 'gone']
+)
 def test_without_a_working_package_mmsegmentation_fails_as_before(run, site, state):
     code = 'import mmseg; print("imported"); import mmseg.models'
     if state == 'gone':

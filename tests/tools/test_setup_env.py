@@ -165,6 +165,7 @@ def test_onedl_stack_has_an_environment_and_versions_of_its_own(project: Project
     assert not (project.root / '.venv').exists()
 
 
+@pytest.mark.slow
 def test_active_environment_keeps_its_versions(project: Project):
     # The newest onnx would need another numpy.
     active = project.make_environment('active', 'torch==2.13', 'numpy==1.26')
@@ -174,6 +175,7 @@ def test_active_environment_keeps_its_versions(project: Project):
     assert not (project.root / '.venv').exists()
 
 
+@pytest.mark.slow
 def test_a_package_is_replaced_in_an_active_environment_with_yes_only(project: Project):
     active = project.make_environment('active', 'torchvision', 'numpy==2.4')
     before = installed(active)
@@ -228,6 +230,7 @@ def test_a_failed_set_up_says_why_and_is_tried_again(project: Project):
     assert installed(environment) == DEFAULT
 
 
+@pytest.mark.slow
 def test_full_replaces_mmcv_lite_which_never_comes_back(project: Project):
     environment = project.make_environment('.venv')
     for options, message in (('', 'Done'), ('--full', 'Done'), ('', 'Ready')):
