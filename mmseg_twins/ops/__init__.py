@@ -27,6 +27,7 @@ from . import mlp as _mlp
 from . import pyramid_conv as _pyramid_conv
 from . import upsampled_cross_entropy as _cross_entropy
 from . import window_attention as _window_attention
+from .constants import constant
 from .differentiation import contiguous_gradient
 from .open_sizes import adaptive_avg_pool, pad_to_patches
 from .tracing import is_traced
@@ -36,6 +37,7 @@ __all__ = [
     'Windows',
     'adaptive_avg_pool',
     'attention',
+    'constant',
     'contiguous_gradient',
     'conv3x3',
     'from_windows',

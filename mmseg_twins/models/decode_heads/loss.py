@@ -41,7 +41,7 @@ class CrossEntropyMixin:
         count = valid.sum().to(dtype)
         class_weight = criterion.class_weight
         if class_weight is not None:
-            class_weight = seg_logits.new_tensor(class_weight, dtype=dtype)
+            class_weight = ops.constant(class_weight, dtype, like=seg_logits)
             divisor = (class_weight[labels.where(valid, 0)] * valid).sum()
         else:
             divisor = count if criterion.avg_non_ignore else labels.numel()
