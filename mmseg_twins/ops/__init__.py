@@ -96,6 +96,10 @@ def _may_use_cpu_version(*tensors: Tensor) -> bool:
     )
 
 
+def _is_on_accelerator(x: Tensor) -> bool:
+    return x.device.type != 'cpu'
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout_rate: float = 0.0) -> Tensor:
     """Attend from queries to keys and values.
 
@@ -110,6 +114,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout_rate: float = 0.0) -> Ten
     """
     if _may_use_cpu_version(q) and _attention.is_faster_on_cpu(q, k, dropout_rate):
         return _attention.on_cpu(q, k, v)
+    if _is_on_accelerator(q):
+        return _attention.in_chunks(q, k, v, dropout_rate)
     return _attention.portable(q, k, v, dropout_rate)
 
 

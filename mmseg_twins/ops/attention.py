@@ -7,6 +7,9 @@ softmax, most of all for windows. Where the attention weights are many, the CPU 
 does not keep them; it computes them again in the backward pass, a chunk of queries at
 a time, as the fused kernel does.
 
+On an accelerator, many samples (windows of a large map, above all) go through the
+kernel in chunks, as it cannot take them at once.
+
 For a gradient ``dy`` of ``y = W v`` with ``W = softmax(q k')``, each chunk of queries
 adds its part to::
 
@@ -21,8 +24,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .differentiation import differentiable_gradients
-from .tracing import is_traced, is_transformed
+from .tracing import is_open, is_traced, is_transformed
 
+# Heads of all samples that one kernel takes on an accelerator: CUDA's attention kernels
+# count samples, or heads of samples, in a dimension of the grid that ends here.
+MAX_HEADS = 2**16 - 1
 # Attention weights of a head, up to which keeping them for the backward pass is cheap.
 SMALL_ATTENTION = 2**16
 # Bytes of attention weights in a chunk of queries.
@@ -52,6 +58,23 @@ def portable(q: Tensor, k: Tensor, v: Tensor, dropout_rate: float) -> Tensor:
         if node is not None and node.name().startswith('ScaledDotProduct'):
             node.register_hook(_differentiate_plainly)
     return out
+
+
+def in_chunks(q: Tensor, k: Tensor, v: Tensor, dropout_rate: float) -> Tensor:
+    """Compute :func:`portable` for at most ``MAX_HEADS`` heads at once.
+
+    A program that ``torch.export`` records for any number of samples is not chunked.
+    """
+    samples, heads = q.shape[:2]
+    if is_open(samples) and torch.compiler.is_exporting():
+        return portable(q, k, v, dropout_rate)
+    chunk = max(MAX_HEADS // heads, 1)
+    if samples <= chunk:
+        return portable(q, k, v, dropout_rate)
+    parts = zip(q.split(chunk), k.split(chunk), v.split(chunk), strict=True)
+    outputs = [portable(*part, dropout_rate=dropout_rate) for part in parts]
+    # Joined as (samples, L, heads, C / heads), as tokens are in memory.
+    return torch.cat([out.transpose(1, 2) for out in outputs]).transpose(1, 2)
 
 
 def _differentiate_plainly(gradients: tuple, gradients_of_results: tuple):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmseg_twins import ops
 
@@ -93,3 +94,106 @@ def test_half_precision_training_drops_attention_weights(keys):
     out = ops.attention(q, torch.zeros_like(v), v, 0.5)
     assert (out - 1).abs().max() > 1e-3
     assert (out.mean() - 1).abs() < 0.2
+
+
+def heads_at_once(run) -> list[int]:
+    """How many heads of all samples each call of the fused kernel has."""
+    found = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if 'scaled_dot_product' in str(func):
+                found.append(args[0].shape[0] * args[0].shape[1])
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        run()
+    return found
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """Tensors on the CPU, treated as if they were on an accelerator."""
+    monkeypatch.setattr(ops, '_is_on_accelerator', lambda x: True)
+
+
+@pytest.mark.parametrize('limit', [1, 3, 7, 8])
+def test_chunks_of_samples_have_the_result_and_gradients_of_all_at_once(
+    limit, accelerator, monkeypatch
+):
+    inputs = [
+        x.flatten(0, 1).unflatten(0, (2, 3)).repeat(4, 1, 1, 1) for x in make(5, 4)
+    ]
+    expected = with_gradients(fused, inputs, torch.float64)
+    monkeypatch.setattr(module, 'MAX_HEADS', limit)
+    got = with_gradients(plainly, inputs, torch.float64)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    calls = heads_at_once(lambda: ops.attention(*inputs))
+    assert len(calls) > 1
+    assert max(calls) <= max(limit, inputs[0].shape[1])
+
+
+@pytest.mark.parametrize('limit', [4, 50])
+def test_chunks_of_windows_have_the_result_and_gradients_of_all_at_once(
+    limit, accelerator, monkeypatch
+):
+    x = torch.randn(2, 20, 17, 3 * 8, dtype=torch.float64, requires_grad=True)
+
+    def attend():
+        tokens, windows = ops.to_windows(x, 7)
+        out = ops.window_attention(tokens, windows, num_heads=2)
+        return ops.from_windows(out, windows)
+
+    def with_gradient():
+        out = attend()
+        return out, *torch.autograd.grad(out.sin().sum(), x)
+
+    expected = with_gradient()
+    calls = len(heads_at_once(attend))
+    monkeypatch.setattr(module, 'MAX_HEADS', limit)
+    torch.testing.assert_close(with_gradient(), expected, rtol=1e-12, atol=1e-12)
+    chunks = heads_at_once(attend)
+    assert max(chunks) <= limit
+    assert (len(chunks) > calls) == (limit == 4)
+
+
+def test_more_heads_than_a_grid_has_places_go_in_chunks(accelerator):
+    q = torch.randn(40_000, 2, 1, 4)
+    calls = heads_at_once(lambda: ops.attention(q, q, q))
+    assert calls == [65_534, 80_000 - 65_534]
+
+
+def test_tensors_on_a_cpu_go_at_once():
+    q = torch.randn(40_000, 2, 1, 4)
+    assert heads_at_once(lambda: ops.attention(q, q, q)) == [80_000]
+
+
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_a_compiled_function_goes_in_chunks(dynamic, accelerator, monkeypatch):
+    monkeypatch.setattr(module, 'MAX_HEADS', 7)
+    compiled = torch.compile(
+        plainly, backend='aot_eager', fullgraph=True, dynamic=dynamic
+    )
+    for samples in (9, 2, 14):
+        inputs = [torch.randn(samples, 3, n, 8, dtype=torch.float64) for n in (5, 4, 4)]
+        results = [with_gradients(f, inputs, torch.float64) for f in (compiled, fused)]
+        torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_an_exported_program_takes_any_number_of_samples(accelerator, monkeypatch):
+    monkeypatch.setattr(module, 'MAX_HEADS', 7)
+
+    class Attention(torch.nn.Module):
+        def forward(self, q, k, v):
+            return ops.attention(q, k, v)
+
+    def inputs(samples):
+        return tuple(torch.randn(samples, 3, n, 8) for n in (5, 4, 4))
+
+    samples = torch.export.Dim('samples')
+    program = torch.export.export(
+        Attention(), inputs(4), dynamic_shapes=({0: samples},) * 3
+    )
+    for count in (1, 2, 9):
+        q, k, v = inputs(count)
+        torch.testing.assert_close(program.module()(q, k, v), fused(q, k, v))

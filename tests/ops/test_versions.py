@@ -39,6 +39,10 @@ def attend(q, k, v):
     return ops.attention(q, k, v)
 
 
+def attend_in_chunks(q, k, v):
+    return attention.in_chunks(q, k, v, 0.0)
+
+
 def pool(x):
     return ops.adaptive_avg_pool(x, 2)
 
@@ -57,6 +61,10 @@ def pyramid(x, y, z, weight, bias):
 
 CASES = {
     'attention': (attend, [(2, 2, 5, 4), (2, 2, 3, 4), (2, 2, 3, 4)]),
+    'attention in chunks': (
+        attend_in_chunks,
+        [(2, 2, 5, 4), (2, 2, 3, 4), (2, 2, 3, 4)],
+    ),
     'window_attention': (window_attention, [(2, 3, 5, 6)]),
     'mlp': (ops.mlp, [(2, 3, 3), (5, 3), (5,), (3, 5), (3,)]),
     'conv3x3': (ops.conv3x3, [(2, 2, 5, 4), (3, 2, 3, 3), (3,)]),
@@ -87,6 +95,7 @@ def _small_chunks(monkeypatch):
     monkeypatch.setattr(conv3x3, 'MIN_CHANNELS', 1)
     monkeypatch.setattr(conv3x3, 'MIN_PIXELS', 1)
     monkeypatch.setattr(attention, 'SMALL_ATTENTION', 0)
+    monkeypatch.setattr(attention, 'MAX_HEADS', 2)
     monkeypatch.setattr(attention, 'rows_of_chunk', lambda k: 2)
     monkeypatch.setattr(attention, 'is_faster_on_cpu', lambda q, k, rate: not rate)
 
