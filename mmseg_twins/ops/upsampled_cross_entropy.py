@@ -1,10 +1,13 @@
 r"""Cross entropy of upsampled logits, without holding them at full resolution.
 
 A decode head's logits, at 1/4 of the image's resolution, are upsampled to the labels
-before the loss. In the portable version, the upsampled logits, their log-softmax and
+before the loss. In the plain expression, the upsampled logits, their log-softmax and
 the gradients of both live at full resolution: four tensors of B * 150 * 512 * 512
-numbers for a head on ADE20K crops. The CPU version goes through the labels in strips
-of rows, and only tensors of the logits' own size outlive a strip.
+numbers for a head on ADE20K crops, which are read or written eleven times. The
+versions here compute the gradient along with the loss, so that only tensors of the
+logits' own size outlive the forward pass. The portable one takes a few images at a
+time, and five readings or writings; the CPU version goes through the labels in strips
+of rows that stay in the cache.
 
 Derivation. With ``up`` the bilinear upsampling of a class's map, a matrix product
 for each axis, ``up(x) = U x V'``, the loss is a sum over output pixels p::
@@ -16,6 +19,13 @@ the few rows that these rows of U touch. Its gradient with respect to ``up(x)`` 
 ``weight[p] * (softmax(up(x)[p]) - onehot(label[p]))``, and the gradient with respect
 to x is ``U' gradient V``, a sum over the strips again. The loss is a scalar: this
 gradient, computed along with it, only needs scaling in the backward pass.
+
+In the portable version, one more class takes all of the probability of the ignored
+pixels. Their softmax is 0 for the true classes, which saves weighting it. As the most
+probable class has a probability of 1 / classes at least, it gives the logarithm of the
+sum accurately::
+
+    logsumexp(up(x)[p]) = max(up(x)[p]) - log(max(softmax(up(x)[p])))
 """
 
 from __future__ import annotations
@@ -28,11 +38,14 @@ from torch.nn import functional as F
 
 from .differentiation import differentiable_gradients
 from .interpolation import interpolation
+from .tracing import is_traced
 
 STRIP_ROWS = 32
+# Bytes of upsampled logits that the portable version has at once, in whole images.
+CHUNK = 2**30
 
 
-def portable(
+def plain(
     logits: Tensor,
     labels: Tensor,
     align_corners: bool,
@@ -52,6 +65,82 @@ def portable(
         up, labels, class_weight, ignore_index=ignore_index, reduction='sum'
     )
     return loss, correct
+
+
+def portable(
+    logits: Tensor,
+    labels: Tensor,
+    align_corners: bool,
+    ignore_index: int,
+    class_weight: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute :func:`plain`, in eager mode along with its gradient."""
+    arguments = (logits, labels, align_corners, ignore_index, class_weight)
+    if is_traced() or not (logits.requires_grad and torch.is_grad_enabled()):
+        return plain(*arguments)
+    return _WithGradient.apply(*arguments)
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, labels, align_corners, ignore_index, class_weight):
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        pixels = labels.shape[1:].numel()
+        images = max(CHUNK // (logits.shape[1] * pixels * dtype.itemsize), 1)
+        parts = zip(logits.to(dtype).split(images), labels.split(images), strict=True)
+        options = align_corners, ignore_index
+        losses, hits, gradients = zip(
+            *(loss_with_gradient(*part, *options, class_weight) for part in parts),
+            strict=True,
+        )
+        loss, correct = sum(losses[1:], losses[0]), sum(hits[1:], hits[0])
+        gradient = gradients[0] if len(gradients) == 1 else torch.cat(gradients)
+        ctx.save_for_backward(gradient, logits, labels, class_weight)
+        ctx.options = options
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx, loss_gradient, _):
+        gradient = scaled_gradient(ctx, loss_gradient)
+        return gradient, None, None, None, None
+
+
+def loss_with_gradient(
+    logits: Tensor,
+    labels: Tensor,
+    align_corners: bool,
+    ignore_index: int,
+    class_weight: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute :func:`plain` and the gradient of the loss, outside autograd."""
+    x = F.pad(logits, (0, 0, 0, 0, 0, 1))  # the class of ignored pixels
+    with torch.enable_grad():
+        up = F.interpolate(
+            x.requires_grad_(),
+            labels.shape[1:],
+            mode='bilinear',
+            align_corners=align_corners,
+        )
+    labels = labels[:, None]  # (B, 1, H, W), as all that has one number a pixel
+    valid = labels != ignore_index
+    safe = labels.where(valid, 0)
+    classes = up.detach()[:, :-1]
+    maximum, best = classes.max(1, keepdim=True)
+    target = classes.gather(1, safe)
+    limits = torch.finfo(torch.float32)
+    up.detach()[:, -1:] = torch.where(valid, limits.min, limits.max)
+    probability = up.softmax(1)
+    losses = maximum - probability.gather(1, best).log() - target
+    onehot = valid.to(up.dtype)
+    if class_weight is not None:
+        weight = class_weight[safe]
+        losses, onehot = losses * weight, onehot * weight
+        probability *= weight
+    gradient = probability.scatter_add_(1, safe, -onehot)
+    (gradient,) = torch.autograd.grad(up, x, gradient)
+    correct = ((best == labels) & valid).sum()
+    return losses.where(valid, 0).sum(), correct, gradient[:, :-1]
 
 
 def on_cpu(
@@ -127,7 +216,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
                 slab = torch.matmul(rows.T, up.flatten(2)).view(slab.shape)
                 gradient[:, inputs] += torch.matmul(columns.T, slab)
         if needs_gradient:
-            gradient = gradient.permute(0, 3, 1, 2).to(logits.dtype)
+            gradient = gradient.permute(0, 3, 1, 2)
             ctx.save_for_backward(gradient, logits, labels, class_weight)
             ctx.options = align_corners, ignore_index
         ctx.mark_non_differentiable(correct)
@@ -135,13 +224,18 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, loss_gradient, _):
-        gradient, logits, labels, class_weight = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            (gradient,) = differentiable_gradients(
-                lambda x: portable(x, labels, *ctx.options, class_weight)[0],
-                (logits,),
-                loss_gradient,
-            )
-        else:
-            gradient = gradient * loss_gradient.to(gradient.dtype)
+        gradient = scaled_gradient(ctx, loss_gradient)
         return gradient, None, None, None, None
+
+
+def scaled_gradient(ctx, loss_gradient: Tensor) -> Tensor | None:
+    """Return the logits' gradient, given what the forward pass kept and the loss's."""
+    gradient, logits, labels, class_weight = ctx.saved_tensors
+    if not torch.is_grad_enabled():
+        return (gradient * loss_gradient).to(logits.dtype)
+    align_corners, ignore_index = ctx.options
+
+    def loss(x: Tensor) -> Tensor:
+        return plain(x, labels, align_corners, ignore_index, class_weight)[0]
+
+    return differentiable_gradients(loss, (logits,), loss_gradient)[0]
