@@ -24,6 +24,7 @@ MODELS = Registry(
         'mmseg_twins.models.backbones',
         'mmseg_twins.models.conv2d',
         'mmseg_twins.models.decode_heads',
+        'mmseg_twins.models.segmentors',
     ],
 )
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope=SCOPE)

@@ -31,9 +31,13 @@ from .constants import constant
 from .differentiation import contiguous_gradient
 from .open_sizes import adaptive_avg_pool, pad_to_patches
 from .tracing import is_traced
+from .upsampled_labels import Axis, Labels, View, merged_labels, rows_to_hold
 from .window_attention import Windows, from_windows, to_windows
 
 __all__ = [
+    'Axis',
+    'Labels',
+    'View',
     'Windows',
     'adaptive_avg_pool',
     'attention',
@@ -41,9 +45,11 @@ __all__ = [
     'contiguous_gradient',
     'conv3x3',
     'from_windows',
+    'merged_labels',
     'mlp',
     'pad_to_patches',
     'pyramid_conv3x3',
+    'rows_to_hold',
     'to_windows',
     'upsampled_cross_entropy',
     'use',

@@ -1,0 +1,8 @@
+"""Segmentors that predict what mmsegmentation's do, in bounded memory."""
+
+from __future__ import annotations
+
+from .encoder_decoder import EncoderDecoder
+from .tta import SegTTAModel
+
+__all__ = ['EncoderDecoder', 'SegTTAModel']

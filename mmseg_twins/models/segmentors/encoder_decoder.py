@@ -1,0 +1,180 @@
+"""mmsegmentation's ``EncoderDecoder``, which predicts in bounded memory.
+
+mmsegmentation holds all classes' logits at the image's full resolution several times;
+sliding windows add theirs up in a tensor of the image's size, each padded to it. Here
+labels are made tile by tile of logits at the decode head's resolution
+(:mod:`mmseg_twins.ops.upsampled_labels`): memory grows with the width of an image that
+windows slide over, not with its area. Training is mmsegmentation's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from mmengine.structures import PixelData
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.segmentors import EncoderDecoder as MMSegEncoderDecoder
+from mmseg.structures import SegDataSample
+from torch import Tensor
+
+from ... import ops
+from ...registry import MODELS
+from .windows import Grid, Mosaic, check_test_cfg, predicted_size, sliding_grid
+
+
+@MODELS.register_module()
+class EncoderDecoder(MMSegEncoderDecoder):
+    """mmsegmentation's ``EncoderDecoder``: same arguments, state dict and labels.
+
+    Labels differ where a pixel's two largest logits are equal up to rounding.
+    ``type='EncoderDecoder'`` goes back to the built-in one.
+
+    ``test_cfg`` takes two more entries. ``keep_logits=True`` predicts as
+    mmsegmentation does, with the logits of every pixel as ``seg_logits``, which are
+    left out otherwise. ``batch_windows`` is the number of windows that go through the
+    network at a time, 1 by default; more are faster on an accelerator.
+
+    Raises:
+        SettingError: ``test_cfg`` has an unknown mode, or windows that cannot cover an
+            image.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if self.test_cfg is not None:
+            check_test_cfg(self.test_cfg)
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether predictions have the logits of every pixel."""
+        return self.test_cfg.get('keep_logits', False)
+
+    def predict(
+        self, inputs: Tensor, data_samples: list[SegDataSample] | None = None
+    ) -> list[SegDataSample]:
+        """Predict the labels of images.
+
+        Args:
+            inputs: (B, 3, H, W), normalized.
+            data_samples: of the images; their sizes say what is padding, and how large
+                the labels are to be.
+
+        Returns:
+            The samples, with ``pred_sem_seg``.
+        """
+        if self.keeps_logits:
+            return super().predict(inputs, data_samples)
+        labels: list[ops.Labels] = []
+        for views, rows in self._views(inputs, data_samples):
+            labels = labels or [ops.Labels(view, self._threshold) for view in views]
+            for one in labels:
+                one.update(rows)
+        samples = data_samples or [SegDataSample() for _ in labels]
+        for sample, one in zip(samples, labels, strict=True):
+            self.set_labels(sample, one.labels)
+        return samples
+
+    def views(
+        self, inputs: Tensor, data_samples: list[SegDataSample]
+    ) -> list[ops.View]:
+        """Return the logits of images at the resolution of the decode head.
+
+        For the arguments see :meth:`predict`.
+        """
+        *_, (views, _) = self._views(inputs, data_samples, hold_all=True)
+        return views
+
+    def merge_views(self, views: Sequence[ops.View]) -> Tensor:
+        """Return an image's labels by the mean of its views' probabilities, (H, W)."""
+        return ops.merged_labels(views, self._threshold)
+
+    def set_labels(self, sample: SegDataSample, labels: Tensor) -> None:
+        """Set ``pred_sem_seg`` of a sample to labels, (H, W)."""
+        if self.out_channels == 1:  # mmsegmentation gives binary labels as numbers
+            labels = labels.to(self.decode_head.conv_seg.weight.dtype)
+        sample.set_data({'pred_sem_seg': PixelData(data=labels[None])})
+
+    @property
+    def _threshold(self) -> float | None:
+        return getattr(self.decode_head, 'threshold', None)
+
+    def _views(
+        self,
+        inputs: Tensor,
+        data_samples: list[SegDataSample] | None,
+        *,
+        hold_all: bool = False,
+    ) -> Iterator[tuple[list[ops.View], int]]:
+        """Run the network over images, one row of windows at a time.
+
+        Args:
+            inputs: (B, 3, H, W), normalized.
+            data_samples: of the images.
+            hold_all: whether rows of logits stay when no label needs them any more.
+
+        Yields:
+            The images, and how many rows of their logits there have been so far.
+        """
+        check_test_cfg(self.test_cfg)
+        if data_samples is None:
+            size = inputs.shape[2:]
+            metas = [dict(ori_shape=size, img_shape=size)] * len(inputs)
+        else:
+            metas = [sample.metainfo for sample in data_samples]
+        predict = (
+            self._sliding_views
+            if self.test_cfg.get('mode') == 'slide'
+            else self._whole_views
+        )
+        return predict(inputs, metas, hold_all)
+
+    def _whole_views(
+        self, inputs: Tensor, metas: list[dict], hold_all: bool
+    ) -> Iterator[tuple[list[ops.View], int]]:
+        logits = self._logits(inputs, metas)
+        size = predicted_size(metas[0]) if self._resizes_only else logits.shape[2:]
+        grid = Grid((0,), (0,), *size)
+        mosaic = Mosaic(grid, metas, logits, self.align_corners, hold_all=hold_all)
+        yield mosaic.views, mosaic.put(logits, 0, 0)
+
+    def _sliding_views(
+        self, inputs: Tensor, metas: list[dict], hold_all: bool
+    ) -> Iterator[tuple[list[ops.View], int]]:
+        height, width = inputs.shape[2:]
+        grid = sliding_grid(
+            (height, width), self.test_cfg['crop_size'], self.test_cfg['stride']
+        )
+        batch = self.test_cfg.get('batch_windows', 1)
+        mosaic = None
+        for row, y in enumerate(grid.ys):
+            band = inputs[:, :, y : y + grid.height]
+            for column in range(0, len(grid.xs), batch):
+                windows = [
+                    band[..., x : x + grid.width]
+                    for x in grid.xs[column : column + batch]
+                ]
+                size = windows[0].shape[2:]
+                window_metas = [{**meta, 'img_shape': size} for meta in metas]
+                logits = self._logits(torch.cat(windows), window_metas * len(windows))
+                mosaic = mosaic or Mosaic(
+                    grid, metas, logits, self.align_corners, hold_all=hold_all
+                )
+                rows = mosaic.put(logits, row, column)
+            yield mosaic.views, rows
+
+    def _logits(self, inputs: Tensor, metas: Sequence[Mapping]) -> Tensor:
+        """Return what the decode head makes of images, before it is resized."""
+        maps = self.extract_feat(inputs)
+        if self._resizes_only:
+            return self.decode_head(maps)
+        return self.decode_head.predict(maps, metas, self.test_cfg)
+
+    @property
+    def _resizes_only(self) -> bool:
+        """Whether the decode head predicts logits that are resized, and no more."""
+        head = type(self.decode_head)
+        return all(
+            getattr(head, name) is getattr(BaseDecodeHead, name)
+            for name in ('predict', 'predict_by_feat')
+        )
