@@ -43,6 +43,7 @@ from torch.nn import functional as F
 from . import conv3x3
 from .differentiation import differentiable_gradients
 from .interpolation import shifted_interpolation
+from .precision import constant_product
 
 
 def portable(
@@ -70,11 +71,11 @@ def portable(
             taps = taps.permute(2, 0, 1).reshape(3 * o, c, 1, 1)
             y = F.conv2d(x, taps).permute(0, 2, 3, 1)  # B, h, w, (dx, O)
             y = y.reshape(b * h, 3 * w, o)
-            y = torch.bmm(columns.expand(b * h, -1, -1), y)  # (B, h), W, O
+            y = constant_product(columns.expand(b * h, -1, -1), y)  # (B, h), W, O
             products.append(y.reshape(b, h, width * o))
     out = out.permute(0, 2, 3, 1).reshape(b, height, width * o)
     matrices = torch.cat(rows, dim=1).expand(b, -1, -1)
-    out = torch.baddbmm(out, matrices, torch.cat(products, dim=1))
+    out = constant_product(matrices, torch.cat(products, dim=1), out)
     return out.view(b, height, width, o).permute(0, 3, 1, 2)
 
 
