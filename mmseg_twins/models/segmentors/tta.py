@@ -17,7 +17,8 @@ class SegTTAModel(MMSegSegTTAModel):
     """mmsegmentation's ``SegTTAModel``: same arguments and labels.
 
     The logits of each view of an image stay at the decode head's resolution, and
-    probabilities are averaged tile by tile. A segmentor other than this package's
+    probabilities are averaged tile by tile. Those of a single class are the sigmoid of
+    its logits, which mmsegmentation takes twice. A segmentor other than this package's
     :class:`EncoderDecoder`, and one that keeps its logits, is tested as mmsegmentation
     does.
     """

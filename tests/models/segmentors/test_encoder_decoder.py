@@ -12,7 +12,6 @@ from mmengine.structures import PixelData
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors import EncoderDecoder as MMSegEncoderDecoder
 from mmseg.registry import MODELS
-from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from builders import tiny_config
@@ -20,67 +19,19 @@ from mmseg_twins import ops
 from mmseg_twins.errors import SettingError
 from mmseg_twins.models.segmentors import EncoderDecoder
 from mmseg_twins.ops import upsampled_labels
-
-SLIDE = dict(mode='slide', crop_size=(64, 96), stride=(43, 50))
+from models.segmentors.pairs import (
+    SLIDE,
+    image_of,
+    make_pair,
+    meta_of,
+    samples_of,
+)
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of some ten pixels, so that images have many."""
     monkeypatch.setattr(upsampled_labels, 'CPU_BUDGET', 16 << 10)
-
-
-def make_pair(
-    *, classes: int = 5, out_channels: int | None = None, **settings
-) -> tuple[MMSegEncoderDecoder, EncoderDecoder]:
-    """mmsegmentation's segmentor and this package's, in float64, of equal weights.
-
-    Args:
-        classes: of the decode head.
-        out_channels: 1 for a binary head.
-        settings: of :func:`tiny_config`, or ``test_cfg``.
-    """
-    test_cfg = settings.pop('test_cfg', dict(mode='whole'))
-    cfg = tiny_config(stages=2, depths=(2, 1), pool_scales=(1, 2), **settings)
-    cfg['test_cfg'] = test_cfg
-    cfg['decode_head'].update(num_classes=classes)
-    if out_channels:
-        cfg['decode_head'].update(out_channels=out_channels, threshold=0.4)
-    pair = []
-    for kind in ('EncoderDecoder', 'mmseg_twins.EncoderDecoder'):
-        with DefaultScope.overwrite_default_scope('mmseg'):
-            model = MODELS.build(ConfigDict(copy.deepcopy({**cfg, 'type': kind})))
-        pair.append(model.double().eval())
-    builtin, own = pair
-    with torch.no_grad():
-        for parameter in builtin.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    own.load_state_dict(builtin.state_dict(), strict=True)
-    return builtin, own
-
-
-def samples_of(*metas: dict) -> list[SegDataSample]:
-    return [SegDataSample(metainfo=meta) for meta in metas]
-
-
-def meta_of(
-    size: tuple[int, int],
-    *,
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
-    ori_shape: tuple[int, int] | None = None,
-    flip: str | None = None,
-) -> dict:
-    """Facts of an image, as mmsegmentation's pipeline and preprocessor record them."""
-    left, right, top, bottom = padding
-    inside = size[0] - top - bottom, size[1] - left - right
-    return dict(
-        img_shape=inside,
-        pad_shape=size,
-        img_padding_size=padding,
-        ori_shape=ori_shape or inside,
-        flip=flip is not None,
-        flip_direction=flip,
-    )
 
 
 @torch.no_grad()
@@ -103,11 +54,6 @@ def count_differences(
         assert actual.shape == expected.shape
         total += int((actual != expected).sum())
     return total
-
-
-def image_of(*size: int, batch: int = 1) -> Tensor:
-    torch.manual_seed(1)
-    return torch.randn(batch, 3, *size, dtype=torch.float64)
 
 
 CASES = {
@@ -176,13 +122,8 @@ def test_images_without_samples_are_labeled(test_cfg):
 )
 def test_a_binary_head_has_its_threshold(test_cfg):
     pair = make_pair(classes=2, out_channels=1, test_cfg=test_cfg)
-    image = image_of(128, 160)
-    with torch.no_grad():
-        middle = pair[0](image).mean()
-        for model in pair:
-            model.decode_head.conv_seg.bias -= middle
     metas = [meta_of((128, 160), ori_shape=(190, 240))]
-    assert count_differences(pair, image, metas) == 0
+    assert count_differences(pair, image_of(128, 160), metas) == 0
 
 
 def test_many_classes_are_told_apart():
