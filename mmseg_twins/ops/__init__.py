@@ -29,6 +29,7 @@ from . import upsampled_cross_entropy as _cross_entropy
 from . import window_attention as _window_attention
 from .constants import constant
 from .differentiation import contiguous_gradient
+from .drop_path import Kept, add_branch, draw_kept
 from .open_sizes import adaptive_avg_pool, pad_to_patches
 from .tracing import is_traced
 from .upsampled_labels import Axis, Labels, View, merged_labels, rows_to_hold
@@ -36,14 +37,17 @@ from .window_attention import Windows, from_windows, to_windows
 
 __all__ = [
     'Axis',
+    'Kept',
     'Labels',
     'View',
     'Windows',
     'adaptive_avg_pool',
+    'add_branch',
     'attention',
     'constant',
     'contiguous_gradient',
     'conv3x3',
+    'draw_kept',
     'from_windows',
     'merged_labels',
     'mlp',

@@ -7,7 +7,6 @@ transformer block, which is handed its attention. Tokens are (B, H, W, C).
 from __future__ import annotations
 
 from mmcv.cnn import Linear
-from mmcv.cnn.bricks.drop import build_dropout
 from mmcv.cnn.bricks.transformer import FFN
 from torch import Tensor, nn
 
@@ -103,7 +102,8 @@ class MLP(FFN):
 class Block(nn.Module):
     """Pre-norm transformer block around an attention that it is given.
 
-    Stochastic depth acts once on each residual branch, here and nowhere else.
+    Stochastic depth acts once on each residual branch, here and nowhere else. A sample
+    drops one branch or the other independently.
 
     Args:
         attention: maps (B, H, W, C) to (B, H, W, C).
@@ -133,13 +133,15 @@ class Block(nn.Module):
             int(mlp_ratio * embed_dims),
             drop_rate=drop_rate,
         )
-        self.drop_path = (
-            build_dropout(dict(type='DropPath', drop_prob=drop_path_rate))
-            if drop_path_rate > 0
-            else nn.Identity()
-        )
+        self.drop_path_rate = drop_path_rate
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.ffn(self.norm2(x)))
+        drop_rate = self.drop_path_rate if self.training else 0.0
+        attn_kept, ffn_kept = ops.draw_kept(x, drop_rate, branches=2)
+        x = ops.add_branch(x, self.attn(self.norm1(x)), attn_kept)
+        return ops.add_branch(x, self.ffn(self.norm2(x)), ffn_kept)
+
+    def extra_repr(self) -> str:
+        """Return what ``print`` shows besides the layers."""
+        return f'drop_path_rate={self.drop_path_rate:.3g}'

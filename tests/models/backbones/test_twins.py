@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 import torch
-from mmcv.cnn.bricks.drop import DropPath
 from packaging.version import Version
 
-from builders import FAMILIES, tiny
+from builders import FAMILIES, TINY, tiny
+from mmseg_twins import ops
 from mmseg_twins.models.backbones import SVT
+from mmseg_twins.models.backbones.blocks import Block
 
 both = pytest.mark.parametrize('family', FAMILIES)
 
@@ -60,24 +61,43 @@ def test_gradients_reach_the_blocks_in_the_tokens_layout(family):
 
 
 @both
-def test_drop_path_acts_once_on_each_branch(family):
+def test_drop_path_acts_once_on_each_branch(family, monkeypatch):
     backbone = tiny(family, drop_path_rate=0.3).train()
-    calls = {}
-    for name, module in backbone.named_modules():
-        if isinstance(module, DropPath):
-            module.register_forward_hook(
-                lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1})
-            )
+    rates, kept = [], []
+
+    def add_branch(x, branch, kept_of_branch):
+        kept.append(kept_of_branch)
+        return add(x, branch, kept_of_branch)
+
+    def draw_kept(x, drop_rate, branches):
+        rates.append(drop_rate)
+        return draw(x, drop_rate, branches)
+
+    add, draw = ops.add_branch, ops.draw_kept
+    monkeypatch.setattr(ops, 'add_branch', add_branch)
+    monkeypatch.setattr(ops, 'draw_kept', draw_kept)
     backbone(image(64, 64))
-    blocks = [f'layers.{i}.{j}' for i, n in enumerate((2, 2, 3, 2)) for j in range(n)]
-    # Each block's one DropPath serves its two branches; block 0 drops nothing.
-    assert calls == {f'{name}.drop_path': 2 for name in blocks[1:]}
+    blocks = sum(TINY['depths'])
+    assert rates == pytest.approx([0.3 * i / (blocks - 1) for i in range(blocks)])
+    # Two branches a block; block 0 drops nothing.
+    assert [one is None for one in kept] == [True] * 2 + [False] * 2 * (blocks - 1)
+    assert len({one.mask.data_ptr() for one in kept[2:]}) == 2 * (blocks - 1)
+
+
+@both
+def test_drop_path_keeps_all_branches_in_evaluation(family):
+    backbone = tiny(family, drop_path_rate=0.9)
+    x = image(64, 64)
+    expected = tiny(family, drop_path_rate=0.0)
+    expected.load_state_dict(backbone.state_dict())
+    for got, want in zip(backbone.eval()(x), expected(x), strict=True):
+        assert torch.equal(got, want)
 
 
 def test_drop_path_rates_grow_linearly():
     backbone = tiny('PCPVT', drop_path_rate=0.4)
-    rates = [m.drop_prob for m in backbone.modules() if isinstance(m, DropPath)]
-    assert rates == pytest.approx([0.4 * i / 8 for i in range(1, 9)])
+    rates = [m.drop_path_rate for m in backbone.modules() if isinstance(m, Block)]
+    assert rates == pytest.approx([0.4 * i / 8 for i in range(9)])
 
 
 @both
