@@ -19,8 +19,22 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from ... import ops
+from ...errors import SettingError
 from ...registry import MODELS
 from .windows import Grid, Mosaic, check_test_cfg, predicted_size, sliding_grid
+
+
+class LeftOut(PixelData):
+    """Stands for logits that were not kept, and says what keeps them."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name == 'data':
+            raise SettingError(
+                'seg_logits are left out of predictions, which saves memory; '
+                "test_cfg.keep_logits=True keeps them, and tta_model.type='mmseg_twins."
+                "SegTTAModel' does without"
+            )
+        raise AttributeError(name)
 
 
 @MODELS.register_module()
@@ -90,10 +104,12 @@ class EncoderDecoder(MMSegEncoderDecoder):
         return ops.merged_labels(views, self._threshold)
 
     def set_labels(self, sample: SegDataSample, labels: Tensor) -> None:
-        """Set ``pred_sem_seg`` of a sample to labels, (H, W)."""
+        """Set ``pred_sem_seg`` of a sample to labels, (H, W), without logits."""
         if self.out_channels == 1:  # mmsegmentation gives binary labels as numbers
             labels = labels.to(self.decode_head.conv_seg.weight.dtype)
-        sample.set_data({'pred_sem_seg': PixelData(data=labels[None])})
+        sample.set_data(
+            {'pred_sem_seg': PixelData(data=labels[None]), 'seg_logits': LeftOut()}
+        )
 
     @property
     def _threshold(self) -> float | None:

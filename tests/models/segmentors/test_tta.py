@@ -13,6 +13,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from mmseg_twins.errors import SettingError
 from mmseg_twins.models.segmentors import SegTTAModel
 from mmseg_twins.ops import upsampled_labels
 from models.segmentors.pairs import SLIDE, image_of, make_pair, meta_of, samples_of
@@ -103,7 +104,7 @@ def test_samples_know_what_mmsegmentations_do():
     ):
         assert actual.metainfo == expected.metainfo
         assert torch.equal(actual.gt_sem_seg.data, expected.gt_sem_seg.data)
-        assert 'seg_logits' not in actual
+        assert not actual.seg_logits.keys()
 
 
 @pytest.mark.filterwarnings('ignore:The shape of value')
@@ -135,6 +136,12 @@ def test_segmentors_with_logits_are_merged_as_mmsegmentation_does(keeps_logits):
     expected, actual = predict_both((builtin, module), make_views())
     assert torch.equal(actual[0].seg_logits.data, expected[0].seg_logits.data)
     assert all(map(torch.equal, labels_of(actual), labels_of(expected)))
+
+
+def test_mmsegmentations_model_says_what_it_lacks():
+    _, own = make_pair()
+    with pytest.raises(SettingError, match=r"tta_model.type='mmseg_twins.SegTTAModel'"):
+        predict_both((own, own), make_views())
 
 
 def test_a_config_names_it_with_the_scope():
