@@ -5,6 +5,7 @@ _base_ = [
     'mmseg::_base_/default_runtime.py',
 ]
 custom_imports = dict(imports=['mmseg_twins'], allow_failed_imports=False)
+tta_model = dict(type='mmseg_twins.SegTTAModel')
 
 # Multi-scale ratios count from the size that single-scale evaluation uses (short side
 # 512), the protocol of the published multi-scale results. mmsegmentation 1.x scales

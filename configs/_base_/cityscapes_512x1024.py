@@ -5,3 +5,4 @@ _base_ = [
     'mmseg::_base_/default_runtime.py',
 ]
 custom_imports = dict(imports=['mmseg_twins'], allow_failed_imports=False)
+tta_model = dict(type='mmseg_twins.SegTTAModel')

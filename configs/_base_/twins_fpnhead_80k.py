@@ -4,8 +4,10 @@ _base_ = [
     'mmseg::_base_/models/twins_pcpvt-s_fpn.py',
     'mmseg::_base_/schedules/schedule_80k.py',
 ]
-# These compute what mmsegmentation's head and PyTorch's convolutions do, at less cost.
+# These compute what mmsegmentation's of the same name and PyTorch's convolutions do, at
+# less cost.
 model = dict(
+    type='mmseg_twins.EncoderDecoder',
     neck=dict(conv_cfg=dict(type='mmseg_twins.Conv2d')),
     decode_head=dict(type='mmseg_twins.FPNHead'),
 )

@@ -4,8 +4,9 @@ _base_ = [
     'mmseg::_base_/models/twins_pcpvt-s_upernet.py',
     'mmseg::_base_/schedules/schedule_160k.py',
 ]
-# The heads compute what mmsegmentation's of the same name do, at less cost.
+# These compute what mmsegmentation's of the same name do, at less cost.
 model = dict(
+    type='mmseg_twins.EncoderDecoder',
     decode_head=dict(type='mmseg_twins.UPerHead'),
     auxiliary_head=dict(type='mmseg_twins.FCNHead'),
 )

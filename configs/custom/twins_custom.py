@@ -68,7 +68,7 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-tta_model = dict(type='SegTTAModel')
+tta_model = dict(type='mmseg_twins.SegTTAModel')
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(

@@ -320,7 +320,7 @@ def test_multi_scale_ratios_count_from_a_short_side_of_512(tmp_path):
 @pytest.mark.parametrize('name', [n for n in NAMED if '/' not in n])
 def test_multi_scale_evaluation_is_the_same_for_all(name: str):
     assert read(name).tta_pipeline == read(PUBLISHED[0]).tta_pipeline
-    assert read(name).tta_model.type == 'SegTTAModel'
+    assert read(name).tta_model.type == 'mmseg_twins.SegTTAModel'
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
