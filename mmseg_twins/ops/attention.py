@@ -83,8 +83,14 @@ def _differentiate_plainly(gradients: tuple, gradients_of_results: tuple):
         return None
     node = torch._C._current_autograd_node()
     inputs = (node._saved_query, node._saved_key, node._saved_value)
+    count = len(inputs)
     new = differentiable_gradients(plain, inputs, gradients_of_results[0])
-    return (*new, *gradients[len(new) :])
+    # What nobody asked for is None, and has to stay so.
+    asked = [
+        None if old is None else x
+        for old, x in zip(gradients[:count], new, strict=True)
+    ]
+    return (*asked, *gradients[count:])
 
 
 def is_faster_on_cpu(q: Tensor, k: Tensor, dropout_rate: float) -> bool:

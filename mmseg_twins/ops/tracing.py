@@ -10,7 +10,8 @@ def is_traced() -> bool:
     """Return whether the tensors at hand stand for others, or are being recorded.
 
     True under ``torch.compile``, ``torch.export``, ``torch.jit.trace``, ``make_fx``,
-    the transforms of ``torch.func`` and PyTorch's mode for fake tensors. Hand-written
+    the transforms of ``torch.func``, forward-mode differentiation and PyTorch's mode
+    for fake tensors. Hand-written
     gradients do not take part in these, and tensors that are made meanwhile are not
     worth keeping for later.
     """
@@ -24,8 +25,11 @@ def is_traced() -> bool:
 
 
 def is_transformed() -> bool:
-    """Return whether a transform of ``torch.func`` is active."""
-    return torch._C._are_functorch_transforms_active()
+    """Return whether ``torch.func`` or forward-mode differentiation is at work."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def is_open(*sizes: int) -> bool:

@@ -3,7 +3,8 @@
 A map is neither padded nor masked: windows at the right and bottom border have their
 true extent, which is what a correct padding mask computes. Equal windows go through
 attention together: the whole ones, those of the right column, those of the bottom row
-and the corner.
+and the corner. In eager mode their tokens are gathered by one kernel, whose order is
+kept for later maps of the size.
 
 Where ``torch.export`` leaves the map's size open, the number of these groups would be
 frozen. There all windows are whole: those that jut out of the map are filled with
@@ -12,6 +13,7 @@ tokens of its border, which are masked.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,7 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .attention import scaled
-from .tracing import is_open
+from .tracing import is_open, is_traced
+
+# Orders of tokens that are kept for later maps of the size.
+CACHE_SIZE = 32
 
 
 class Windows(NamedTuple):
@@ -54,12 +59,10 @@ def to_windows(x: Tensor, window_size: int) -> tuple[Tensor, Windows]:
     windows = Windows(window_size, h, w, is_filled=is_open(h, w))
     if windows.is_filled:
         return fill(x, windows), windows
-    groups = [
-        partition(part, rows, columns).flatten(0, 1)
-        for strip, rows in split(x, 1, window_size)
-        for part, columns in split(strip, 2, window_size)
-    ]
-    return concatenate(groups, dim=0), windows
+    if is_traced() or max(h, w) <= window_size:
+        return cut(x, windows), windows
+    order, inverse = orders(x.shape[0], windows, x.device)
+    return _Reorder.apply(x.flatten(0, 2), order, inverse), windows
 
 
 def from_windows(tokens: Tensor, windows: Windows) -> Tensor:
@@ -75,6 +78,51 @@ def from_windows(tokens: Tensor, windows: Windows) -> Tensor:
     size, h, w, is_filled = windows
     if is_filled:
         return unfill(tokens, windows)
+    if is_traced() or max(h, w) <= size:
+        return uncut(tokens, windows)
+    order, inverse = orders(tokens.shape[0] // (h * w), windows, tokens.device)
+    return _Reorder.apply(tokens, inverse, order).unflatten(0, (-1, h, w))
+
+
+class _Reorder(torch.autograd.Function):
+    """Permutes the rows of a matrix; so does its gradient, any number of times."""
+
+    @staticmethod
+    def forward(ctx, x, order, inverse):
+        ctx.save_for_backward(order, inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        order, inverse = ctx.saved_tensors
+        return _Reorder.apply(gradient, inverse, order), None, None
+
+
+@functools.lru_cache(maxsize=CACHE_SIZE)
+def orders(batch: int, windows: Windows, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the place in the maps of each token, and that of each place's token."""
+    # Tensors made in inference mode could not take part in training later.
+    with torch.inference_mode(False), torch.no_grad():
+        _, h, w, _ = windows
+        place = torch.arange(batch * h * w, dtype=torch.int32, device=device)
+        order = cut(place.view(batch, h, w, 1), windows)
+        inverse = uncut(place[:, None], windows)
+        return order.flatten(), inverse.flatten()
+
+
+def cut(x: Tensor, windows: Windows) -> Tensor:
+    """Order tokens (B, H, W, C) by windows of their true extents, (tokens, C)."""
+    groups = [
+        partition(part, rows, columns).flatten(0, 1)
+        for strip, rows in split(x, 1, windows.size)
+        for part, columns in split(strip, 2, windows.size)
+    ]
+    return concatenate(groups, dim=0)
+
+
+def uncut(tokens: Tensor, windows: Windows) -> Tensor:
+    """Invert :func:`cut`."""
+    size, h, w, _ = windows
     counts = [rows * columns for rows, _, columns, _ in groups_of(windows)]
     batch = tokens.shape[0] // sum(counts)
     parts = iter(tokens.split([batch * count for count in counts]))
@@ -112,7 +160,8 @@ def ragged(
     ):
         x = group.unflatten(0, (-1, window_height * window_width))
         x = x.unflatten(2, (3, num_heads, -1))  # (N, L, 3, heads, C / heads)
-        q, k, v = x.transpose(1, 3).unbind(2)  # (N, heads, L, C / heads)
+        # Separated first: their gradients are stacked as they are in memory.
+        q, k, v = (y.transpose(1, 2) for y in x.unbind(2))  # (N, heads, L, C / heads)
         out = attention(q, k, v, dropout_rate)
         outputs.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
     return concatenate(outputs, dim=0)

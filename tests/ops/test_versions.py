@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mmseg_twins import ops
@@ -160,6 +161,19 @@ def test_transforms_of_torch_func_give_the_gradients_and_hessians_of_autograd(na
         lambda x: loss(x, *values[1:]), values[0], vector
     )[1]
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+
+
+@every
+def test_forward_mode_gives_the_derivatives_of_backward_mode(name):
+    function, (x, *rest) = case(name)
+    direction = torch.ones_like(x)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.detach(), direction)
+        got = forward_ad.unpack_dual(function(dual, *rest)).tangent
+    expected = torch.autograd.functional.jvp(
+        lambda x: function(x, *rest), x.detach(), direction
+    )[1]
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-11)
 
 
 @pytest.mark.parametrize('name', ['attention', 'window_attention', 'mlp', 'conv3x3'])

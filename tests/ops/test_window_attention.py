@@ -7,7 +7,15 @@ import torch
 from torch.nn import functional as F
 
 from mmseg_twins import ops
-from mmseg_twins.ops.window_attention import fill, filling_bias, join, partition
+from mmseg_twins.ops.window_attention import (
+    cut,
+    fill,
+    filling_bias,
+    join,
+    orders,
+    partition,
+    uncut,
+)
 
 HEADS = 2
 # Multiples of the window, ragged on one side or both, smaller than a window.
@@ -60,6 +68,30 @@ def test_from_windows_inverts_to_windows(size):
     tokens, windows = ops.to_windows(x, 7)
     assert tokens.shape == (2 * size[0] * size[1], 4)
     assert torch.equal(ops.from_windows(tokens, windows), x)
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_the_order_that_is_kept_is_that_of_cutting_a_map(size):
+    x = torch.randn(3, *size, 4, dtype=torch.float64, requires_grad=True)
+    tokens, windows = ops.to_windows(x, 7)
+    assert torch.equal(tokens, cut(x, windows))
+    assert torch.equal(uncut(tokens, windows), x)
+    gradients = [
+        torch.autograd.grad(function(x).sin().square().sum(), x)
+        for function in (lambda x: ops.to_windows(x, 7)[0], lambda x: cut(x, windows))
+    ]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-15)
+
+
+def test_orders_are_made_once_for_maps_of_a_size():
+    orders.cache_clear()
+    with torch.inference_mode():
+        ops.to_windows(torch.zeros(2, 9, 8, 1), 7)
+    x = torch.zeros(2, 9, 8, 1, requires_grad=True)
+    for _ in range(2):
+        tokens, windows = ops.to_windows(x, 7)
+        ops.from_windows(tokens, windows).sum().backward()
+    assert (orders.cache_info().misses, orders.cache_info().hits) == (1, 4)
 
 
 def test_join_inverts_partition():

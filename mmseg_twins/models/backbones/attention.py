@@ -108,9 +108,10 @@ class GSA(nn.Module):
         (q_weight, kv_weight), (q_bias, kv_bias) = self.projections(c)
         q = F.linear(x, q_weight, q_bias).view(b, h * w, *dims)
         kv = F.linear(self.reduce(x), kv_weight, kv_bias).reshape(b, -1, 2, *dims)
-        k, v = kv.transpose(1, 3).unbind(2)  # each (B, heads, M, C / heads)
+        # each (B, heads, tokens, C / heads)
+        q, k, v = (y.transpose(1, 2) for y in (q, *kv.unbind(2)))
         dropout_rate = self.attn_drop_rate if self.training else 0.0
-        out = ops.attention(q.transpose(1, 2), k, v, dropout_rate)
+        out = ops.attention(q, k, v, dropout_rate)
         out = out.transpose(1, 2).reshape(b, h, w, c)
         return self.proj_drop(self.attn.out_proj(out))
 
