@@ -31,6 +31,7 @@ from .constants import constant
 from .differentiation import contiguous_gradient
 from .drop_path import Kept, add_branch, draw_kept
 from .open_sizes import adaptive_avg_pool, pad_to_patches
+from .precision import in_autocast_type
 from .tracing import is_traced
 from .upsampled_labels import Axis, Labels, View, merged_labels, rows_to_hold
 from .window_attention import Windows, from_windows, to_windows
@@ -49,6 +50,7 @@ __all__ = [
     'conv3x3',
     'draw_kept',
     'from_windows',
+    'in_autocast_type',
     'merged_labels',
     'mlp',
     'pad_to_patches',

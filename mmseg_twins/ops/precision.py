@@ -1,4 +1,4 @@
-"""Matrix products that stand for a convolution, in the precision of convolutions.
+"""The types and precisions that products are computed in.
 
 PyTorch has two settings for float32 on CUDA: convolutions may use TF32 unless a user
 forbids it, matrix products only where a user allows it. A convolution that is computed
@@ -17,6 +17,22 @@ import torch
 from torch import Tensor
 
 from .tracing import is_traced
+
+
+def in_autocast_type(x: Tensor) -> Tensor:
+    """Return a tensor as products take it under ``torch.autocast``.
+
+    Autocast converts a tensor for each product by itself. What several products take,
+    whole or in parts, is better converted once.
+    """
+    device = x.device.type  # some, such as `meta`, have no autocast
+    if (
+        x.dtype == torch.float64
+        or not torch.amp.is_autocast_available(device)
+        or not torch.is_autocast_enabled(device)
+    ):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def constant_product(matrix: Tensor, x: Tensor, addend: Tensor | None = None) -> Tensor:

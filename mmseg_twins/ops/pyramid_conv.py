@@ -43,7 +43,7 @@ from torch.nn import functional as F
 from . import conv3x3
 from .differentiation import differentiable_gradients
 from .interpolation import shifted_interpolation
-from .precision import constant_product
+from .precision import constant_product, in_autocast_type
 
 
 def portable(
@@ -54,9 +54,7 @@ def portable(
     The arguments are those of :func:`mmseg_twins.ops.pyramid_conv3x3`.
     """
     first, *rest = maps
-    if is_autocast(first):  # once, and not each part by itself
-        weight = weight.to(torch.get_autocast_dtype(first.device.type))
-    weight, *weights = weight.split([x.shape[1] for x in maps], dim=1)
+    weight, *weights = in_autocast_type(weight).split([x.shape[1] for x in maps], dim=1)
     out = F.conv2d(first, weight, bias, padding=1)
     if not rest:
         return out
@@ -77,12 +75,6 @@ def portable(
     matrices = torch.cat(rows, dim=1).expand(b, -1, -1)
     out = constant_product(matrices, torch.cat(products, dim=1), out)
     return out.view(b, height, width, o).permute(0, 3, 1, 2)
-
-
-def is_autocast(x: Tensor) -> bool:
-    """Return whether products with x are computed in the type of ``torch.autocast``."""
-    device = x.device.type  # some, such as `meta`, have no autocast
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def on_cpu(

@@ -172,3 +172,13 @@ def test_half_precision_sets_nothing():
     with Watch() as watch:
         convolve(*maps)
     assert set(watch.seen) == {False}
+
+
+def test_autocast_converts_what_it_converts_for_products():
+    x = torch.ones(2)
+    assert module.in_autocast_type(x) is x
+    with torch.autocast('cpu', torch.bfloat16):
+        assert module.in_autocast_type(x).dtype == torch.bfloat16
+        assert module.in_autocast_type(x.double()).dtype == torch.float64
+    meta = torch.ones(2, device='meta')
+    assert module.in_autocast_type(meta) is meta

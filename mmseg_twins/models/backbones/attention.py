@@ -54,6 +54,7 @@ class LSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within windows; (B, H, W, C) to (B, H, W, C)."""
+        x = ops.in_autocast_type(x)  # less to move
         tokens, windows = ops.to_windows(x, self.window_size)  # (B * H * W, C)
         dropout_rate = self.attn_drop_rate if self.training else 0.0
         out = ops.window_attention(
@@ -104,6 +105,7 @@ class GSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend to the reduced map; (B, H, W, C) to (B, H, W, C)."""
         b, h, w, c = x.shape
+        x = ops.in_autocast_type(x)  # once for queries, keys and values
         dims = (self.num_heads, c // self.num_heads)
         (q_weight, kv_weight), (q_bias, kv_bias) = self.projections(c)
         q = F.linear(x, q_weight, q_bias).view(b, h * w, *dims)
@@ -117,9 +119,10 @@ class GSA(nn.Module):
 
     def projections(self, c: int) -> tuple:
         """Return weights and biases, each as (query's, key's and value's)."""
-        weights = self.attn.in_proj_weight.split([c, 2 * c])
-        bias = self.attn.in_proj_bias
-        return weights, (None, None) if bias is None else bias.split([c, 2 * c])
+        weights = ops.in_autocast_type(self.attn.in_proj_weight).split([c, 2 * c])
+        if self.attn.in_proj_bias is None:
+            return weights, (None, None)
+        return weights, ops.in_autocast_type(self.attn.in_proj_bias).split([c, 2 * c])
 
     def reduce(self, x: Tensor) -> Tensor:
         """Return the map to attend to, (B, H // sr_ratio, W // sr_ratio, C)."""

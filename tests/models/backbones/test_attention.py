@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmseg_twins.models.backbones.attention import GSA, LSA
 
@@ -81,3 +82,25 @@ def test_attention_dropout_acts_in_training_only(attention):
     x = torch.randn(1, 8, 8, 8)
     assert not torch.equal(module.train()(x), module(x))
     assert torch.equal(module.eval()(x), module(x))
+
+
+@pytest.mark.parametrize('attention', ['LSA', 'GSA'])
+def test_autocast_converts_the_tokens_and_each_parameter_once(attention):
+    if attention == 'LSA':
+        module = LSA(8, 2, 7)
+    else:
+        module = GSA(8, 2, 2, norm_cfg=dict(type='LN'))
+    x = torch.randn(3, 9, 9, 8)
+    converted = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket.__name__ == '_to_copy':
+                converted.append(tuple(args[0].shape))
+            return func(*args, **(kwargs or {}))
+
+    with torch.autocast('cpu', torch.bfloat16), Watch():
+        out = module(x)
+    assert out.dtype == torch.bfloat16
+    parameters = [p for name, p in module.named_parameters() if 'norm' not in name]
+    assert sorted(converted) == sorted(tuple(t.shape) for t in (x, *parameters))
