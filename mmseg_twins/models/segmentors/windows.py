@@ -58,8 +58,8 @@ def check_test_cfg(test_cfg: Mapping) -> None:
         value = test_cfg.get(name)
         if not is_pair(value):
             raise SettingError(
-                f"test_cfg.{name}={value!r}; mode='slide' needs the height and width "
-                f'of {"a window" if name == "crop_size" else "a step"}, in pixels'
+                f"test_cfg.{name}={value!r}; mode='slide' needs height and width of "
+                f'{"a window" if name == "crop_size" else "a step"}, at least 1 px each'
             )
     crop_size, stride = test_cfg['crop_size'], test_cfg['stride']
     if any(step > side for step, side in zip(stride, crop_size, strict=True)):
@@ -194,7 +194,7 @@ class Mosaic:
         Returns:
             How many rows of logits there are once the row of windows is complete.
         """
-        logits = logits.unflatten(0, (-1, len(self._logits)))
+        logits = logits.detach().unflatten(0, (-1, len(self._logits)))
         columns = slice(column, column + len(logits))
         self._logits[:, row % self._held, :, columns] = logits.permute(1, 3, 0, 4, 2)
         return (row + 1) * logits.shape[3]

@@ -199,6 +199,13 @@ def test_a_high_image_holds_no_more_logits_than_a_low_one(monkeypatch):
     assert low == high
 
 
+def test_predictions_keep_no_graph_where_gradients_are_recorded():
+    _, own = make_pair(test_cfg=SLIDE)
+    (view,) = own.views(image_of(107, 146), samples_of(meta_of((107, 146))))
+    assert own(image_of(64, 96)).requires_grad
+    assert not view.logits.requires_grad
+
+
 def test_windows_of_a_row_go_through_the_network_together(monkeypatch):
     _, own = make_pair(test_cfg={**SLIDE, 'batch_windows': 3})
     sizes = []
