@@ -3,7 +3,7 @@ r"""Cross entropy of upsampled logits, without holding them at full resolution.
 A decode head's logits, at 1/4 of the image's resolution, are upsampled to the labels
 before the loss. In the plain expression, the upsampled logits, their log-softmax and
 the gradients of both live at full resolution: four tensors of B * 150 * 512 * 512
-numbers for a head on ADE20K crops, which are read or written eleven times. The
+numbers for a head on ADE20K crops, which are read or written nine times. The
 versions here compute the gradient along with the loss, so that only tensors of the
 logits' own size outlive the forward pass. The portable one takes a few images at a
 time, and five readings or writings; the CPU version goes through the labels in strips
