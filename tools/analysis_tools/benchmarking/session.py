@@ -32,6 +32,7 @@ from torch.utils import flop_counter
 from benchmarking.cases import Case, Settings
 from benchmarking.machine import DTYPES, process_memory, reset_peak_memory
 from benchmarking.models import build_model, load_weights
+from mmseg_twins.models.backbones.blocks import Block
 
 NUM_CLASSES, IGNORED = 150, 255
 # Numbers of each parameter's gradient that are compared.
@@ -261,9 +262,11 @@ def make_repeatable(model: nn.Module) -> None:
     """
     kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
     for module in model.modules():
-        # mmcv, timm and the package each have their own DropPath.
+        # mmcv and timm each have their own DropPath.
         if isinstance(module, kinds) or type(module).__name__ == 'DropPath':
             module.eval()
+        elif isinstance(module, Block):
+            module.drop_path_rate = 0.0
 
 
 def sampled_gradients(model: nn.Module) -> list[Tensor]:
