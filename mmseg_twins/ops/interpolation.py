@@ -53,6 +53,29 @@ def shifted_interpolation(
     return make(size_in, size_out, align_corners, dtype, device, (-1, 0, 1))
 
 
+def source_places(
+    index: Tensor, places: Tensor, size_in: int, size_out: int, align_corners: bool
+) -> Tensor:
+    """Return where output places lie between the input places, from 0 at the first.
+
+    In arithmetic that takes open sizes. Places at the border lie outside by up to half
+    a step without ``align_corners``.
+
+    Args:
+        index: of the output places.
+        places: ``torch.arange(size_out)``.
+        size_in: length of the input.
+        size_out: length of the output.
+        align_corners: as in ``torch.nn.functional.interpolate``.
+
+    Returns:
+        Of index's shape, float64.
+    """
+    if align_corners:
+        return (index * (size_in - 1)).double() / places[-1:].clamp(min=1).double()
+    return ((2 * index + 1) * size_in).double() / (2 * size_out) - 0.5
+
+
 def _matrix(size_in, size_out, align_corners, dtype, device, shifts) -> Tensor:
     """(shifts, size_out, size_in), in arithmetic that takes open sizes.
 
@@ -61,11 +84,7 @@ def _matrix(size_in, size_out, align_corners, dtype, device, shifts) -> Tensor:
     """
     places = torch.arange(size_out, device=device)
     index = places + torch.tensor(shifts, device=device)[:, None]  # (shifts, size_out)
-    if align_corners:
-        steps = places[-1:].clamp(min=1).double()
-        source = (index * (size_in - 1)).double() / steps
-    else:
-        source = ((2 * index + 1) * size_in).double() / (2 * size_out) - 0.5
+    source = source_places(index, places, size_in, size_out, align_corners)
     place = torch.arange(size_in, device=device).double()
     source = source.maximum(place[:1]).minimum(place[-1:])
     hat = (1 - (source[..., None] - place).abs()).clamp(min=0)

@@ -81,7 +81,25 @@ def portable(
     return _WithGradient.apply(*arguments)
 
 
-class _WithGradient(torch.autograd.Function):
+class _KeptGradient(torch.autograd.Function):
+    """Scales the gradient that a forward pass keeps as ``saved_tensors[0]``."""
+
+    @staticmethod
+    def backward(ctx, loss_gradient, _):
+        gradient, logits, labels, class_weight = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            scaled = (gradient * loss_gradient).to(logits.dtype)
+            return scaled, None, None, None, None
+        align_corners, ignore_index = ctx.options
+
+        def loss(x: Tensor) -> Tensor:
+            return plain(x, labels, align_corners, ignore_index, class_weight)[0]
+
+        gradients = differentiable_gradients(loss, (logits,), loss_gradient)
+        return *gradients, None, None, None, None
+
+
+class _WithGradient(_KeptGradient):
     @staticmethod
     def forward(ctx, logits, labels, align_corners, ignore_index, class_weight):
         dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -99,11 +117,6 @@ class _WithGradient(torch.autograd.Function):
         ctx.options = options
         ctx.mark_non_differentiable(correct)
         return loss, correct
-
-    @staticmethod
-    def backward(ctx, loss_gradient, _):
-        gradient = scaled_gradient(ctx, loss_gradient)
-        return gradient, None, None, None, None
 
 
 def loss_with_gradient(
@@ -183,7 +196,7 @@ def strips(
     return result
 
 
-class _UpsampledCrossEntropy(torch.autograd.Function):
+class _UpsampledCrossEntropy(_KeptGradient):
     @staticmethod
     def forward(ctx, logits, labels, align_corners, ignore_index, class_weight):
         b, classes, h, w = logits.shape
@@ -221,21 +234,3 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
             ctx.options = align_corners, ignore_index
         ctx.mark_non_differentiable(correct)
         return loss, correct
-
-    @staticmethod
-    def backward(ctx, loss_gradient, _):
-        gradient = scaled_gradient(ctx, loss_gradient)
-        return gradient, None, None, None, None
-
-
-def scaled_gradient(ctx, loss_gradient: Tensor) -> Tensor | None:
-    """Return the logits' gradient, given what the forward pass kept and the loss's."""
-    gradient, logits, labels, class_weight = ctx.saved_tensors
-    if not torch.is_grad_enabled():
-        return (gradient * loss_gradient).to(logits.dtype)
-    align_corners, ignore_index = ctx.options
-
-    def loss(x: Tensor) -> Tensor:
-        return plain(x, labels, align_corners, ignore_index, class_weight)[0]
-
-    return differentiable_gradients(loss, (logits,), loss_gradient)[0]

@@ -28,6 +28,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .interpolation import source_places
+
 # Bytes of a tile's logits: within the cache of a CPU's core; few kernels elsewhere.
 CPU_BUDGET = 1 << 20
 ACCELERATOR_BUDGET = 256 << 20
@@ -279,11 +281,8 @@ def averaged_windows(axis: Axis) -> Taps:
 
 def interpolated(size_in: int, size_out: int, align_corners: bool) -> Taps:
     """Return the matrix of ``torch.nn.functional.interpolate`` along an axis."""
-    place = torch.arange(size_out)
-    if align_corners:
-        source = (place * (size_in - 1)).double() / max(size_out - 1, 1)
-    else:
-        source = ((2 * place + 1) * size_in).double() / (2 * size_out) - 0.5
+    places = torch.arange(size_out)
+    source = source_places(places, places, size_in, size_out, align_corners)
     source = source.clamp(0, size_in - 1)
     low = source.floor().long()
     share = source - low
