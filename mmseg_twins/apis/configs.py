@@ -29,6 +29,16 @@ def find_config(name: str) -> Path | None:
     return None
 
 
+def resolve_config(given: str) -> str:
+    """Return the path of a config that is given by its path or its name.
+
+    What exists comes first, then the package's configs. If there is no such config, the
+    result is what was given.
+    """
+    found = None if Path(given).exists() else find_config(given)
+    return str(found or given)
+
+
 def read_plain_config(path: Path) -> Config:
     """Read a config that assigns plain values, as mmengine writes it, and run nothing.
 

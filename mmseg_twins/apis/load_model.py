@@ -10,7 +10,7 @@ from mmengine.config import Config
 from ..checkpoints.downloading import fetch_from_hub
 from ..checkpoints.weights import SCHEME, WEIGHTS, find_weights, is_name
 from ..errors import SettingError
-from .configs import find_config, read_plain_config
+from .configs import find_config, read_plain_config, resolve_config
 from .prediction import Predictor
 from .sharing import CONFIG_FILE, WEIGHTS_FILE
 
@@ -103,5 +103,4 @@ def read_config(source: str | Path | Config) -> Config:
     """Return a config that is given itself, by its path, or by its name."""
     if isinstance(source, Config):
         return source
-    path = Path(source)
-    return Config.fromfile(path if path.exists() else find_config(str(source)) or path)
+    return Config.fromfile(resolve_config(str(source)))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
@@ -125,15 +125,13 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / '.mmseg_twins.lock')
-        lock.acquire()
+        held = FileLock(folder / '.mmseg_twins.lock').acquire()
     except OSError as error:
         raise CheckpointError(
             f'{folder} cannot be written to ({error.strerror or error}); set '
             'TORCH_HOME to a folder for downloads'
         ) from None
-    with lock:
-        lock.release()  # it is held twice
+    with held:
         yield
 
 
@@ -168,20 +166,16 @@ def download(url: str, path: Path, prefix: str, *, progress: bool) -> None:
             return download_once(url, path, prefix, progress=progress)
         except (BrokenOffError, HTTPException, OSError) as error:
             if attempt == ATTEMPTS or not is_transient(error):
-                # An HTTPError's reason lacks the status.
-                known = (
-                    '' if isinstance(error, HTTPError) else getattr(error, 'reason', '')
-                )
                 raise CheckpointError(
-                    f'{url} could not be downloaded ({known or error})'
+                    f'{url} could not be downloaded ({reason_of(error)})'
                 ) from None
 
 
 def reason_of(error: Exception) -> object:
     """Return why a download failed."""
-    if isinstance(error, URLError) and not isinstance(error, HTTPError):
-        return error.reason
-    return error
+    # An HTTPError's reason lacks the status.
+    known = '' if isinstance(error, HTTPError) else getattr(error, 'reason', '')
+    return known or error
 
 
 def is_transient(error: Exception) -> bool:

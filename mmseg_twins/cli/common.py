@@ -19,7 +19,7 @@ from mmengine.config.utils import ConfigParsingError
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..apis.configs import find_config
+from ..apis.configs import resolve_config
 from ..checkpoints.downloading import is_url
 from ..checkpoints.reading import first_cause
 
@@ -112,8 +112,7 @@ def read_config(args: argparse.Namespace) -> Config:
         FileNotFoundError: there is no such config.
         ValueError: it cannot be read, or the options do not fit it.
     """
-    path = None if Path(args.config).exists() else find_config(args.config)
-    path = path or require_file(args.config, 'config', suffix='.py')
+    path = require_file(resolve_config(args.config), 'config', suffix='.py')
     if path.suffix not in CONFIG_SUFFIXES:
         raise ValueError(
             f'config: {args.config!r} is no config file; those end in .py, .json or '

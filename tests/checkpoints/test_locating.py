@@ -171,10 +171,9 @@ def test_random_weights_are_offered_where_no_backbone_can_be_had(hosts):
 
 def test_a_wrong_digest_is_refused(hosts, timm_file, monkeypatch, tmp_path):
     hosts.files[HUB_FILE] = timm_file
-    digest = '0' * 64
-    file = weights.File(f'{weights.HUB}timm/twins_svt_small.in1k/model.safetensors')
-    known = {**vars(find_weights('svt-s')), 'files': (file,)}
-    known['files'] = (weights.File(file.url, digest),)
+    url = f'{weights.HUB}timm/twins_svt_small.in1k/model.safetensors'
+    files = (weights.File(url, '0' * 64),)
+    known = {**vars(find_weights('svt-s')), 'files': files}
     monkeypatch.setitem(WEIGHTS, 'svt-s', weights.Weights(**known))
 
     with pytest.raises(CheckpointError, match='another hash'):
