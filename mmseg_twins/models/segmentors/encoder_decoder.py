@@ -47,7 +47,7 @@ class EncoderDecoder(MMSegEncoderDecoder):
     ``test_cfg`` takes two more entries. ``keep_logits=True`` predicts as
     mmsegmentation does, with the logits of every pixel as ``seg_logits``, which are
     left out otherwise. ``batch_windows`` is the number of windows that go through the
-    network at a time, 1 by default; more are faster on an accelerator.
+    network at a time, 1 by default.
 
     Raises:
         SettingError: ``test_cfg`` has an unknown mode, or windows that cannot cover an
