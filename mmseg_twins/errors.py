@@ -1,4 +1,4 @@
-"""What the package raises for mistakes of its users; each message is one sentence.
+"""What the package raises by itself; each message is one sentence.
 
 The commands show these without a traceback.
 """
@@ -14,3 +14,15 @@ class SettingError(ValueError):
 
 class CheckpointError(ValueError, UnpicklingError):
     """A checkpoint that cannot be read, converted or loaded."""
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on: what happened, and what there is to go on from."""
+
+
+class DataError(RuntimeError):
+    """An image or a mask that cannot be read."""
+
+
+class WritingError(OSError):
+    """A file for which the disk has no room: which, and what is kept."""
