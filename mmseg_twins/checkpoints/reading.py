@@ -203,10 +203,9 @@ def load_pickled(path: Path, map_location, *, mmap: bool) -> object:
 def without_advice() -> Iterator[None]:
     """Ignore PyTorch's remarks on files that it reads."""
     with warnings.catch_warnings():
-        # That a pickle is of a newer protocol than PyTorch writes.
-        warnings.filterwarnings('ignore', 'Detected pickle protocol')
-        # PyTorch 2.7 about a call of its own.
-        warnings.filterwarnings('ignore', 'TypedStorage is deprecated')
+        # Such as that a pickle has a newer protocol than PyTorch writes, or asks for
+        # what PyTorch calls deprecated.
+        warnings.filterwarnings('ignore', module=r'torch(\.|$)')
         yield
 
 

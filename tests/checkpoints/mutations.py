@@ -1,13 +1,8 @@
-"""Broken and hostile checkpoints, made from a seed, and what becomes of them.
+"""Broken and hostile checkpoints, made from a seed.
 
-    PYTHONPATH=tests python -m checkpoints.mutations --number 3000
-
-makes that many files and gives each to the converter, to mmengine's loader as
-``--resume`` and ``tools/test.py`` use it, and to the reader of ``tools/predict.py``,
-each in a process of its own with limited time and memory. It prints a table and exits
-with status 1 if anything but a refusal in a sentence or a right conversion happens.
-
-Tensors repeat one value, so that a whole checkpoint has a few kilobytes.
+They are checkpoints of all layouts with something changed, and pickles made by a
+grammar of what PyTorch's unpickler accepts. Tensors repeat one value, so that a whole
+checkpoint has a few kilobytes.
 """
 
 from __future__ import annotations
@@ -15,40 +10,24 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import pickle
 import random
-import resource
-import signal
 import struct
-import sys
-import tempfile
-import traceback
 import warnings
 import zipfile
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import load_checkpoint
 from safetensors.torch import save
 
 from builders import cheap_state, shapes_of
 from mmseg_twins.checkpoints.pickles import allowed_names
-from mmseg_twins.checkpoints.reading import read_source
-from mmseg_twins.cli import convert as cli
-from mmseg_twins.errors import CheckpointError
 
-TIME = 20  # seconds of computing for one file, as writing waits for the disk
-MEMORY = 3 << 30  # bytes of addresses beyond those that a process starts with
 EXECUTED = 'executed'  # a file that hostile pickles make beside the checkpoint
-SENTENCE = 700  # characters; a message is no dump
-SUSPICIOUS = ('os.system', 'os.exec', 'os.posix_spawn', 'os.fork', 'subprocess.Popen')
 
 Random = random.Random
 Content = tuple[str, bytes]  # ending of the file's name, bytes
@@ -57,39 +36,54 @@ Content = tuple[str, bytes]  # ending of the file's name, bytes
 # --- sound checkpoints, which are mutated
 
 
-@cache
-def classifier() -> dict:
-    return cheap_state(shapes_of('official-cls', 'svt-s'))
+# Each with how often it is taken: converting a UPerNet writes 200 MB.
+LAYOUTS = {
+    **dict.fromkeys(('official-cls', 'official-seg', 'official-fpn'), 4),
+    **dict.fromkeys(('mmseg', 'mmseg-fpn'), 4),
+    **dict.fromkeys(('official-upernet', 'mmseg-upernet', 'ssseg-upernet'), 1),
+}
+VARIANTS = ('pcpvt-s', 'svt-s')
 
 
 @cache
-def segmentor() -> dict:
-    return cheap_state(shapes_of('mmseg-fpn', 'svt-s'))
+def state_of(layout: str, variant: str = 'svt-s') -> dict:
+    return cheap_state(shapes_of(layout, variant))
+
+
+def any_model(rng: Random) -> tuple[str, str]:
+    (layout,) = rng.choices(list(LAYOUTS), list(LAYOUTS.values()))
+    return layout, rng.choice(VARIANTS)
+
+
+def any_state(rng: Random) -> dict:
+    return state_of(*any_model(rng))
 
 
 @cache
-def sound_files() -> dict[str, Content]:
+def sound_file(kind: str, layout: str, variant: str) -> Content:
+    """A file as trainings write it; kind is one of ``FORMATS``."""
+    state = state_of(layout, variant)
+    if kind == 'safetensors':
+        return '.safetensors', save({k: torch.zeros(2, 3) for k in list(state)[:20]})
     official = {
-        'model': classifier(),
+        'model': state,
         'optimizer': {'state': {0: {'step': 3}}, 'param_groups': [{'lr': 1e-3}]},
         'epoch': 3,
         'args': argparse.Namespace(lr=1e-3, output_dir='out'),
     }
     mmengine = {
         'meta': {'epoch': 1, 'iter': 20, 'dataset_meta': {'classes': ('a', 'b')}},
-        'state_dict': OrderedDict(segmentor()),
+        'state_dict': OrderedDict(state),
         'message_hub': {
             'log_scalars': {'loss': HistoryBuffer([1.0, 2.0], [1, 1])},
             'runtime_info': {'iter': 20, 'best': np.float64(0.5)},
         },
     }
-    small = {name: torch.zeros(2, 3) for name in list(classifier())[:20]}
-    return {
-        'zip': ('.pth', zipped(official)),
-        'mmengine': ('.pth', zipped(mmengine)),
-        'legacy': ('.pth', zipped(official, legacy=True)),
-        'safetensors': ('.safetensors', save(small)),
-    }
+    content = mmengine if kind == 'mmengine' else official
+    return '.pth', zipped(content, legacy=kind == 'legacy')
+
+
+FORMATS = ('zip', 'mmengine', 'legacy', 'safetensors')
 
 
 def zipped(content: object, *, legacy: bool = False) -> bytes:
@@ -103,7 +97,7 @@ def saved(rng: Random, content: object) -> Content:
 
 
 def any_file(rng: Random) -> Content:
-    return rng.choice(list(sound_files().values()))
+    return sound_file(rng.choice(FORMATS), *any_model(rng))
 
 
 def wrapped(rng: Random, state: dict) -> Content:
@@ -112,7 +106,7 @@ def wrapped(rng: Random, state: dict) -> Content:
 
 def untouched(rng: Random) -> Content:
     """What has to convert: other wrappers, orders, types and harmless company."""
-    state = list(rng.choice((classifier(), segmentor())).items())
+    state = list(any_state(rng).items())
     rng.shuffle(state)
     kind = rng.choice((torch.float16, torch.bfloat16, torch.float32))
     prefix = rng.choice(('', 'module.'))
@@ -198,7 +192,7 @@ def with_pickle(pickled: bytes, like: bytes | None = None) -> bytes:
 
 
 def small_archive() -> bytes:
-    return zipped({'model': dict(list(classifier().items())[:9])})
+    return zipped({'model': dict(list(state_of('official-cls').items())[:9])})
 
 
 def changed_parts(rng: Random) -> Content:
@@ -251,7 +245,7 @@ def zip_bomb(rng: Random) -> Content:
 
 def changed_names(rng: Random) -> Content:
     """Entries renamed, left out, doubled, or with names that are none."""
-    state = dict(rng.choice((classifier(), segmentor())))
+    state = dict(any_state(rng))
     for _ in range(rng.choice((1, 1, 3, 40))):
         name = rng.choice(list(state))
         tensor, text = state.pop(name), name if isinstance(name, str) else 'x'
@@ -291,7 +285,7 @@ ODD: tuple[Callable[[torch.Tensor], object], ...] = (
 
 def changed_tensors(rng: Random) -> Content:
     """Tensors reshaped, of other types, repeating, not finite, or no tensors."""
-    state = dict(rng.choice((classifier(), segmentor())))
+    state = dict(any_state(rng))
     for name in rng.sample(list(state), rng.choice((1, 1, 3, 40))):
         shape = list(state[name].shape)
         kinds = (torch.float64, torch.bfloat16, torch.int64, torch.uint8)
@@ -317,7 +311,7 @@ def wide_heads(rng: Random) -> Content:
     """Heads of other widths, up to such as no memory holds."""
     old, new = rng.choice((128, 150, 256)), rng.choice((0, 1, 7, 5000, 2**17, 2**28))
     state = {}
-    for name, tensor in segmentor().items():
+    for name, tensor in state_of('mmseg-fpn').items():
         widened = [new if size == old else size for size in tensor.shape]
         shape = tensor.shape if name.startswith('backbone.') else widened
         state[name] = tensor.reshape(-1)[:1].squeeze().expand(shape)
@@ -341,7 +335,7 @@ METAS = (
 
 def odd_structure(rng: Random) -> Content:
     """Dicts within themselves, deep nestings, wrappers and ``meta`` of other kinds."""
-    state = classifier()
+    state, segmentor = state_of('official-cls'), state_of('mmseg-fpn')
     itself: dict = {}
     itself['model'] = itself
     parameter = torch.nn.Parameter(torch.zeros(64))
@@ -353,7 +347,7 @@ def odd_structure(rng: Random) -> Content:
             {'model': state, 'state_dict': state},
             deep({'model': {'model': {'model': state}}}),
             deep([state]),
-            *({'meta': meta, 'state_dict': segmentor()} for meta in METAS),
+            *({'meta': meta, 'state_dict': segmentor} for meta in METAS),
             *([], (), 'text', 3.5, {}, {1: 2}, {'model': 3}),
             {10**4000: 1, 'x' * 1000: 2, ('a',): 3},
             {'model_ema': state, 'state_dict_ema': 3},
@@ -440,7 +434,8 @@ def value_soup(rng: Random, depth: int = 0) -> bytes:
 
 def flipped_pickle(rng: Random) -> Content:
     """Bytes of the pickle changed in an archive whose checksums are right."""
-    like = sound_files()[rng.choice(('zip', 'mmengine'))][1]
+    kind = rng.choice(('zip', 'mmengine'))
+    like = sound_file(kind, *any_model(rng))[1]
     pickled = bytearray(next(c for n, c in parts_of(like) if n.endswith('/data.pkl')))
     for _ in range(rng.choice((1, 1, 2, 5))):
         place = rng.choice((rng.randrange(len(pickled)), rng.randrange(300)))
@@ -558,7 +553,7 @@ def code(rng: Random) -> Content:
 
 def safetensors_header(rng: Random) -> Content:
     """Headers with other types, shapes and places, with odd JSON, or cut."""
-    content = sound_files()['safetensors'][1]
+    content = sound_file('safetensors', 'official-cls', 'svt-s')[1]
     (length,) = struct.unpack('<Q', content[:8])
     header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
     entry = header[rng.choice([key for key in header if key != '__metadata__'])]
@@ -596,149 +591,3 @@ KINDS: dict[str, Callable[[Random], Content]] = {
 def mutate(kind: str, number: int, seed: int) -> Content:
     """The file of a kind and number, always the same."""
     return KINDS[kind](Random(f'{seed} {kind} {number}'))
-
-
-# --- what becomes of them: 'refused' or 'converted' (or read) with the sentence, or
-# 'other' with what has happened
-
-
-def convert(path: Path) -> tuple[str, str]:
-    """Gives a file to the command ``twins2mmseg``, over a file that exists."""
-    store = path.parent / 'out' / 'store.pth'
-    store.parent.mkdir()
-    store.write_text('precious')
-    said = io.StringIO()
-    with redirect_stderr(said), redirect_stdout(io.StringIO()):
-        status = cli.main([str(path), str(store), '--force'])
-    if os.listdir(store.parent) != [store.name]:
-        return 'other', f'left {os.listdir(store.parent)}'
-    if status:
-        if store.read_text() != 'precious':
-            return 'other', 'the store was damaged'
-        return 'refused', said.getvalue().removesuffix('\n')
-    written = torch.load(store, weights_only=True)['state_dict']
-    for key, tensor in read_source(path).state.items():
-        same = written.get(key.removeprefix('module.'))
-        if same is not None and not torch.equal(same, tensor):
-            return 'other', f'{key} was changed'
-    is_backbone = 'layers.0.0.attn.qkv.weight' in written
-    wanted = shapes_of('mmseg' if is_backbone else 'mmseg-fpn', 'svt-s')
-    wrong = [
-        name
-        for name, shape in wanted.items()
-        if (is_backbone or name.startswith('backbone.'))
-        and 'norm_list' not in name
-        and (name not in written or written[name].shape != shape)
-    ]
-    return ('other', f'{wrong[:3]} are wrong') if wrong else ('converted', '')
-
-
-def resume(path: Path) -> tuple[str, str]:
-    """Gives a file to mmengine's loader and a small model."""
-    with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
-        load_checkpoint(torch.nn.Linear(2, 2), str(path), 'cpu', logger='silent')
-    return 'converted', ''
-
-
-def predict(path: Path) -> tuple[str, str]:
-    """Gives a file to what ``tools/predict.py`` reads checkpoints with."""
-    read_source(path)
-    return 'converted', ''
-
-
-USES = {'convert': convert, 'resume': resume, 'predict': predict}
-
-
-def judge(use: Callable[[Path], tuple[str, str]], path: Path) -> tuple[str, str]:
-    """Uses a file and looks at how that ends, in this process."""
-    try:
-        kind, text = use(path)
-    except (CheckpointError, FileNotFoundError) as error:
-        kind, text = 'refused', str(error)
-    except BaseException:
-        return 'other', traceback.format_exc()[-1500:]
-    if (path.parent / EXECUTED).exists() or Path(EXECUTED).exists():
-        return 'other', 'code was executed'
-    if kind == 'refused' and ('\n' in text or not 10 < len(text) < SENTENCE):
-        return 'other', f'no sentence: {text[:300]!r}'
-    return kind, text
-
-
-def isolated(use: Callable[[Path], tuple[str, str]], path: Path) -> tuple[str, str]:
-    """Uses a file in a process of its own, with limits."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.close(reading)
-            limit_process()
-            os.chdir(path.parent)
-            message = json.dumps(judge(use, path))
-        except BaseException as error:
-            message = json.dumps(['other', repr(error)])
-        os.write(writing, message.encode()[:60_000])
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, 'rb') as pipe:
-        message = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if not message:
-        return 'other', f'the process ended with status {status}'
-    kind, text = json.loads(message)
-    return kind, text
-
-
-def limit_process() -> None:
-    """Limits time and memory of this process, and starting others ends it."""
-    size = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.setitimer(signal.ITIMER_PROF, TIME)
-
-    def watch(event: str, arguments: tuple) -> None:
-        if event in SUSPICIOUS:
-            raise RuntimeError(f'{event}{arguments} was called')
-
-    sys.addaudithook(watch)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Makes mutations and prints the table; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--number', type=int, default=1000, help='of files in all')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--kinds', nargs='+', choices=KINDS, default=list(KINDS))
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    import mmseg.models  # noqa: F401, once and not in each process
-
-    counts: dict[str, Counter] = defaultdict(Counter)
-    for number in range(args.number):
-        kind = args.kinds[number % len(args.kinds)]
-        suffix, content = mutate(kind, number, args.seed)
-        for name, use in USES.items():
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, f'source{suffix}')
-                path.write_bytes(content)
-                outcome, text = isolated(use, path)
-            if (kind, outcome) == ('untouched', 'refused') and name != 'resume':
-                outcome = 'other'  # it is sound
-            if outcome == 'other':
-                print(f'{kind} {number}, {name}: {text}', file=sys.stderr)
-            counts[kind][outcome] += 1
-            counts['all'][outcome] += 1
-    print('| kind | tried | refused | converted or read | other |')
-    print('| --- | ---: | ---: | ---: | ---: |')
-    for kind in (*args.kinds, 'all'):
-        count = counts[kind]
-        print(
-            f'| {kind} | {count.total()} | {count["refused"]} | {count["converted"]} | '
-            f'{count["other"]} |'
-        )
-    return int(counts['all']['other'] > 0)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

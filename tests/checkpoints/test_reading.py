@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 
 import numpy as np
 import pytest
@@ -122,3 +123,20 @@ def test_a_safetensors_file_may_begin_as_other_formats_do(first: bytes, tmp_path
 
     assert path.read_bytes().startswith(first)
     assert torch.equal(read_source(path).state['a'], torch.ones(2))
+
+
+def test_pytorchs_warnings_do_not_stand_beside_the_sentence(
+    tmp_path, monkeypatch, recwarn
+):
+    path = tmp_path / 'a.pth'
+    torch.save({'a': torch.zeros(2)}, path)
+
+    def load(*_, **__):
+        module = 'torch._weights_only_unpickler'
+        warnings.warn_explicit('is deprecated', UserWarning, module, 1, module)
+        raise RuntimeError('broken')
+
+    monkeypatch.setattr(torch, 'load', load)
+    with pytest.raises(CheckpointError, match='broken'):
+        read_checkpoint(path)
+    assert not recwarn.list
