@@ -242,19 +242,30 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_in_two(tool: str, *arguments: str, folder: Path) -> None:
-    """Runs a script of ``tools`` in two processes that share its work.
+    """Runs a script of ``tools`` in two processes that share its work, on the CPU."""
+    run_distributed(tool, *arguments, folder=folder, processes=2)
+
+
+def run_distributed(
+    tool: str, *arguments: str, folder: Path, processes: int, on_gpu: bool = False
+) -> None:
+    """Runs a script of ``tools`` in processes that share its work.
 
     Args:
         tool: the script's name, such as ``train.py``.
         arguments: the script's.
         folder: where relative paths begin.
+        processes: their number.
+        on_gpu: whether they see the GPUs.
 
     Raises:
         subprocess.CalledProcessError: It failed; what it wrote is shown by pytest.
     """
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-    torchrun += ['--nproc-per-node', '2']
-    environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    torchrun += ['--nproc-per-node', str(processes)]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    if not on_gpu:
+        environment['CUDA_VISIBLE_DEVICES'] = ''
     earlier = os.environ.get('PYTHONPATH')
     environment['PYTHONPATH'] = os.pathsep.join(filter(None, (str(ROOT), earlier)))
     environment.pop('LOCAL_RANK', None)

@@ -49,6 +49,14 @@ mmengine.config.utils.load = functools.cache(mmengine.config.utils.load)
 Train = Callable[..., Runner]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        '--gpu-tests-on-cpu',
+        action='store_true',
+        help='run the tests marked gpu on the CPU, with small models: a rehearsal',
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Cuts the tests, and the processes that they start, off from other machines."""
     if 'no_network' not in sys.modules:  # its hook stays for good

@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarking import models
-from benchmarking.cases import HEADS, VARIANTS, Case, Settings
+from benchmarking.cases import HEADS, VARIANTS, Case
 from benchmarking.machine import process_memory
 from benchmarking.measurement import BenchmarkError, compare
 from benchmarking.models import BUILTIN, PACKAGE
-from benchmarking.session import IGNORED, NUM_CLASSES, Job, Session, call, count_flops
-from mmengine.config import Config
+from benchmarking.session import IGNORED, NUM_CLASSES, Session, call, count_flops
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmseg_twins.models.backbones.attention import GSA, LSA
+from sessions import small_config, start_session
 
 pytestmark = pytest.mark.filterwarnings('ignore')
-WIDTHS = [8, 16, 24, 32]
-read_config = models.read_config  # before a test replaces it
-
-
-@functools.cache
-def full_config(implementation: str, variant: str, head: str) -> Config:
-    """Reading one takes mmengine a second."""
-    return read_config(implementation, variant, head)
-
-
-def small_config(implementation: str, variant: str, head: str) -> Config:
-    """A config of which only the widths are small."""
-    cfg = full_config(implementation, variant, head).copy()
-    cfg.model.backbone.update(
-        embed_dims=WIDTHS, num_heads=[1, 2, 3, 4], depths=[2, 2, 1, 1]
-    )
-    if head == 'fpn':
-        cfg.model.neck.update(in_channels=WIDTHS, out_channels=8)
-        cfg.model.decode_head.update(in_channels=[8] * 4, channels=8)
-    else:
-        cfg.model.decode_head.update(in_channels=WIDTHS, channels=8)
-        cfg.model.auxiliary_head.update(in_channels=WIDTHS[2], channels=8)
-    return cfg
 
 
 @pytest.fixture
@@ -52,11 +28,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     threads = torch.get_num_threads()
 
     def make(implementation: str, case: Case, **settings) -> Session:
-        path = tmp_path / f'{case.variant}_{case.head}.pth'
-        if not path.exists():
-            torch.save(models.make_weights(case, 0), path)
-        job = Job(implementation, case, str(path), Settings(threads=1, **settings))
-        return Session(job)
+        return start_session(implementation, case, tmp_path, threads=1, **settings)
 
     yield make
     torch.set_num_threads(threads)
