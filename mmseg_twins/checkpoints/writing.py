@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -14,9 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..errors import WritingError
 from .reading import META, first_cause
 
 SUFFIXES = ('.pth', '.safetensors')
+# The disk is full, the user's share of it is, or the file would be too large.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_checkpoint(
@@ -31,7 +35,8 @@ def write_checkpoint(
         force: whether an existing file may be replaced.
 
     Raises:
-        OSError: it could not be written; an existing file is unchanged.
+        WritingError: there is no room for it; an existing file is unchanged.
+        OSError: it could not be written for another reason; likewise.
     """
     state = with_own_memory(state)
     try:
@@ -45,14 +50,16 @@ def write_checkpoint(
             else:
                 with temporary.open('wb') as file:
                     torch.save({META: dict(meta), 'state_dict': state}, file)
-    except FileExistsError:
+    except (FileExistsError, WritingError):
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
         cause = first_cause(error)
         if not isinstance(cause, Exception):  # an interruption
             raise cause from None
         reason = getattr(cause, 'strerror', None) or ' '.join(str(cause).split())
-        raise OSError(
+        number = next((one for one in NO_ROOM if os.strerror(one) in reason), None)
+        kind = OSError if number is None else WritingError
+        raise kind(
             f'{path} could not be written ({reason}); nothing was changed'
         ) from None
 
@@ -113,24 +120,50 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
         path: the file; a link to a file stays a link.
         force: whether an existing file may be replaced; if not, a file that has
             appeared meanwhile is an error and stays as it is.
+
+    Raises:
+        WritingError: there is no room for it; an existing file is unchanged.
     """
-    path = Path(os.path.realpath(path))
-    handle, name = tempfile.mkstemp(
-        prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent
-    )
-    os.close(handle)
-    temporary = Path(name)
+    given, path = path, Path(os.path.realpath(path))
+    with naming(given, 'nothing was changed'):
+        handle, name = tempfile.mkstemp(
+            prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~current_umask())
+            flush(temporary)
+            if force:
+                os.replace(temporary, path)
+            else:
+                place_new(temporary, path)
+            flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path | str, kept: str) -> Iterator[None]:
+    """Name a file where the disk has no room for it; the system's error does not.
+
+    Args:
+        path: what is written in this context.
+        kept: the end of the sentence: what is there all the same.
+
+    Raises:
+        WritingError: there is no room.
+    """
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~current_umask())
-        flush(temporary)
-        if force:
-            os.replace(temporary, path)
-        else:
-            place_new(temporary, path)
-        flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except WritingError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        reason = os.strerror(error.errno)
+        raise WritingError(f'{path} could not be written ({reason}); {kept}') from error
 
 
 def place_new(temporary: Path, path: Path) -> None:

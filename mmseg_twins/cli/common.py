@@ -10,7 +10,8 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,9 +23,19 @@ from mmengine.runner import Runner
 from ..apis.configs import resolve_config
 from ..checkpoints.downloading import is_url
 from ..checkpoints.reading import first_cause
+from ..checkpoints.writing import naming
+from ..engine.full_disk import raise_if_full
+from ..errors import (
+    CheckpointError,
+    DataError,
+    SettingError,
+    TrainingError,
+    WritingError,
+)
 
 # What torchrun sets for each process that it starts.
 TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')
+LEAST_ROOM = 1 << 20  # bytes for the logs of a run, before anything else
 CONFIG_SUFFIXES = ('.py', '.json', '.yml', '.yaml')
 
 
@@ -93,16 +104,57 @@ def one_sentence_errors(
     parser: argparse.ArgumentParser,
     kinds: tuple[type[Exception], ...] = (ValueError, OSError),
 ) -> Iterator[None]:
-    """Print errors in one line on stderr and exit with status 2.
+    """Print errors in one line on stderr and exit.
+
+    The status is 1 for what happens to a program that was called rightly: a full disk,
+    data that cannot be read, a training that cannot go on. It is 130 after Ctrl-C.
 
     Args:
         parser: gives the name of the program.
-        kinds: the classes of these errors.
+        kinds: the classes of other errors, for which the status is 2.
     """
     try:
         yield
+    except (DataError, TrainingError, WritingError) as error:
+        parser.exit(1, f'{parser.prog}: error: {sentence(error)}\n')
     except kinds as error:
-        parser.exit(2, f'{parser.prog}: error: {error}\n')
+        parser.exit(2, f'{parser.prog}: error: {sentence(error)}\n')
+    except KeyboardInterrupt:
+        parser.exit(130, f'{parser.prog}: interrupted\n')
+
+
+@contextmanager
+def run_errors(
+    parser: argparse.ArgumentParser,
+    cfg: Config,
+    kept: Callable[[Config], str] | None = None,
+) -> Iterator[None]:
+    """Do as :func:`one_sentence_errors` for a run, whose other errors are raised.
+
+    They keep their traceback, as they need not be the user's.
+
+    Args:
+        parser: gives the name of the program.
+        cfg: of the run.
+        kept: returns the end of the sentence about a full disk.
+    """
+    with one_sentence_errors(parser, (SettingError, CheckpointError)):
+        try:
+            with naming(f'a file in {cfg.work_dir}', 'those before it are kept'):
+                yield
+        except WritingError as error:
+            if kept is None:
+                raise
+            raise WritingError(f'{error}; {kept(cfg)}') from error
+
+
+def sentence(error: Exception) -> str:
+    """Return an error's message, which PyTorch wraps if a worker process raised it."""
+    text = str(error)
+    if 'in DataLoader worker process' not in text.partition('\n')[0]:
+        return text
+    last = text.rstrip().splitlines()[-1]
+    return last.partition(': ')[2] or last
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -162,6 +214,27 @@ def read_run_config(args: argparse.Namespace) -> Config:
     cfg.launcher = find_launcher(args.launcher)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return cfg
+
+
+def require_work_dir(cfg: Config) -> None:
+    """Make the folder of a run, and check that it can be written to.
+
+    Raises:
+        OSError: it cannot.
+    """
+    folder = Path(cfg.work_dir)
+    try:
+        with naming(f'--work-dir: a file in {str(folder)!r}', 'nothing was changed'):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(LEAST_ROOM))
+    except WritingError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f'--work-dir: {str(folder)!r} cannot be written to '
+            f'({os.strerror(error.errno or 0)}); give another folder'
+        ) from error
 
 
 def find_launcher(given: str | None) -> str:
@@ -268,5 +341,13 @@ def use_test_time_augmentation(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config, ``runner_type`` or mmengine's."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    """Build the runner of a config, ``runner_type`` or mmengine's.
+
+    Its logs and drawings raise ``WritingError`` where the disk is full.
+    """
+    for backend in (cfg.get('visualizer') or {}).get('vis_backends') or ():
+        if backend.get('type') == 'LocalVisBackend':
+            backend['type'] = 'mmseg_twins.LocalVisBackend'
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    raise_if_full(runner.logger)
+    return runner

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ..errors import CheckpointError, SettingError
 from . import common as cli
 
 
@@ -77,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             draw_predictions(
                 cfg, show=args.show, folder=args.show_dir, wait_time=args.wait_time
             )
-    # Other errors of a run keep their traceback: they need not be the user's.
-    with cli.one_sentence_errors(parser, (SettingError, CheckpointError)):
+        cli.require_work_dir(cfg)
+    with cli.run_errors(parser, cfg):
         cli.build_runner(cfg).test()
     return 0
 

@@ -17,8 +17,9 @@ from mmengine.device import get_device
 
 from ..checkpoints.downloading import is_url
 from ..checkpoints.reading import read_checkpoint
+from ..engine.early_stopping import SCORES
 from ..engine.latest import find_whole_checkpoint
-from ..errors import CheckpointError, SettingError
+from ..engine.replay import prepare_replay, replay
 from . import common as cli
 
 
@@ -48,6 +49,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="scale the learning rate from the config's base batch size to the batch "
         'size of this run',
     )
+    parser.add_argument(
+        '--replay',
+        type=int,
+        metavar='ITER',
+        help='repeat iteration ITER of the run in the work dir, from its newest intact '
+        'checkpoint before that, report where the first number arises that is NaN or '
+        'infinite, and end; changes nothing that the run resumes from',
+    )
     return parser
 
 
@@ -64,19 +73,43 @@ def main(argv: Sequence[str] | None = None) -> int:
             use_mixed_precision(cfg)
         if args.auto_scale_lr:
             scale_learning_rate(cfg)
-        cfg.resume = args.resume or cfg.get('resume', False)
-        if not cfg.resume:
-            folder = set_aside_checkpoints(cfg)
-            if folder is not None:
-                print(f'checkpoints of an earlier run were moved to {folder}')
-        elif cfg.get('load_from'):
-            require_training_state(cfg.load_from)
-        elif not resume_from_whole_checkpoint(cfg):
-            print(f'nothing to resume in {cfg.work_dir}: training starts anew')
-    # Other errors of a run keep their traceback: they need not be the user's.
-    with cli.one_sentence_errors(parser, (SettingError, CheckpointError)):
-        cli.build_runner(cfg).train()
+        cli.require_work_dir(cfg)
+        choose_start(cfg, args)
+    with cli.run_errors(parser, cfg, kept):
+        runner = cli.build_runner(cfg)
+        if args.replay is None:
+            runner.train()
+        else:
+            print(replay(runner, args.replay))
     return 0
+
+
+def choose_start(cfg: Config, args: argparse.Namespace) -> None:
+    """Set what training starts from, and print what the user may not expect.
+
+    Raises:
+        ValueError: training cannot start from what was given.
+    """
+    cfg.resume = args.resume or cfg.get('resume', False)
+    if args.replay is not None:
+        start = prepare_replay(cfg, args.replay)
+        print(f'replaying from {start or "the beginning of the training"}')
+    elif not cfg.resume:
+        folder = set_aside_checkpoints(cfg)
+        if folder is not None:
+            print(f'checkpoints of an earlier run were moved to {folder}')
+    elif cfg.get('load_from'):
+        require_training_state(cfg.load_from)
+    elif not resume_from_whole_checkpoint(cfg):
+        print(f'nothing to resume in {cfg.work_dir}: training starts anew')
+
+
+def kept(cfg: Config) -> str:
+    """Return what a run can go on from, as the end of a sentence."""
+    whole = find_whole_checkpoint(cfg.work_dir)
+    if whole is None:
+        return 'there is no checkpoint to go on from'
+    return f'{whole} is whole: make room, and go on with --resume'
 
 
 def use_mixed_precision(cfg: Config) -> None:
@@ -144,7 +177,7 @@ def set_aside_checkpoints(cfg: Config) -> Path | None:
     while (folder := work_dir / f'earlier_{number}').exists():
         number += 1
     folder.mkdir()
-    notes = [work_dir / name for name in ('last_checkpoint', 'last_validation')]
+    notes = [work_dir / name for name in ('last_checkpoint', 'last_validation', SCORES)]
     for file in [*checkpoints, *notes]:
         if file.exists():
             file.rename(folder / file.name)
