@@ -126,8 +126,8 @@ def one_sentence_errors(
 @contextmanager
 def run_errors(
     parser: argparse.ArgumentParser,
-    cfg: Config,
-    kept: Callable[[Config], str] | None = None,
+    where: str,
+    kept: Callable[[], str] | None = None,
 ) -> Iterator[None]:
     """Do as :func:`one_sentence_errors` for a run, whose other errors are raised.
 
@@ -135,17 +135,17 @@ def run_errors(
 
     Args:
         parser: gives the name of the program.
-        cfg: of the run.
+        where: what is said to be written where an error names no file.
         kept: returns the end of the sentence about a full disk.
     """
     with one_sentence_errors(parser, (SettingError, CheckpointError)):
         try:
-            with naming(f'a file in {cfg.work_dir}', 'those before it are kept'):
+            with naming(where, 'those before it are kept'):
                 yield
         except WritingError as error:
             if kept is None:
                 raise
-            raise WritingError(f'{error}; {kept(cfg)}') from error
+            raise WritingError(f'{error}; {kept()}') from error
 
 
 def sentence(error: Exception) -> str:

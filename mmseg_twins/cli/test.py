@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 cfg, show=args.show, folder=args.show_dir, wait_time=args.wait_time
             )
         cli.require_work_dir(cfg)
-    with cli.run_errors(parser, cfg):
+    where = f'a label map in {args.out}' if args.out else f'a file in {cfg.work_dir}'
+    with cli.run_errors(parser, where):
         cli.build_runner(cfg).test()
     return 0
 

@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             scale_learning_rate(cfg)
         cli.require_work_dir(cfg)
         choose_start(cfg, args)
-    with cli.run_errors(parser, cfg, kept):
+    where = f'a file in {cfg.work_dir}'
+    with cli.run_errors(parser, where, lambda: kept(cfg)):
         runner = cli.build_runner(cfg)
         if args.replay is None:
             runner.train()

@@ -32,12 +32,13 @@ class LocalVisBackend(MMEngineLocalVisBackend):
 
     def add_config(self, config: Config, **kwargs) -> None:
         """Write the config."""
+        self.experiment  # noqa: B018, makes the folder and completes the paths
         with naming(self._config_save_file, 'it is cut off'):
             super().add_config(config, **kwargs)
 
     def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs) -> None:
         """Write a picture, (H, W, 3), RGB, uint8."""
-        self.experiment  # noqa: B018, makes the folder
+        self.experiment  # noqa: B018, as above
         path = Path(self._img_save_dir, f'{name}_{step}.png')
         path.parent.mkdir(parents=True, exist_ok=True)
         content = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
@@ -62,7 +63,7 @@ def raise_if_full(logger: logging.Logger) -> None:
     """Let a logger raise ``WritingError`` where the disk has no room for its file."""
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
-            handler.handleError = FailedLine(handler)
+            handler.handleError = FailedLine(handler)  # type: ignore[method-assign]
 
 
 class FailedLine:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +21,9 @@ from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 from PIL import Image
 
-from builders import run_in_two, small_demo
+from builders import ROOT, run_in_two, small_demo
 from mmseg_twins.cli import common, test, train
+from mmseg_twins.engine.latest import find_whole_checkpoint
 
 COMMANDS = {'train.py': train.main, 'test.py': test.main}
 AUGMENTATION = [
@@ -315,6 +321,114 @@ def test_settings_that_cannot_work_get_one_sentence(
     assert stop.value.code == 2
     assert error.startswith('train.py: error: ')
     assert said in error
+
+
+def full_disk(*_) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.usefixtures('one_thread')
+def test_a_full_disk_ends_a_training_with_what_is_kept(
+    project: Path, monkeypatch, capsys
+):
+    write = Path.write_bytes
+
+    def write_until_full(self: Path, content: bytes) -> int:
+        if '.iter_2.pth' in self.name:
+            write(self, content[:1000])
+            full_disk()
+        return write(self, content)
+
+    monkeypatch.setattr(Path, 'write_bytes', write_until_full)
+    interval = 'default_hooks.checkpoint.interval=1'
+    with pytest.raises(SystemExit) as stop:
+        train.main(['small.py', '--work-dir', 'run', '--cfg-options', interval])
+
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f'train.py: error: {project}/run/iter_2.pth could not be written (No space '
+        f'left on device); nothing was changed; {project}/run/iter_1.pth is whole: '
+        'make room, and go on with --resume'
+    )
+    assert [path.name for path in project.glob('run/*iter_*')] == ['iter_1.pth']
+    assert (project / 'run/last_checkpoint').read_text().endswith('iter_1.pth')
+
+
+@pytest.mark.usefixtures('one_thread')
+def test_a_full_disk_ends_a_test_with_the_files_name(
+    project: Path, monkeypatch, capsys
+):
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        state = MODELS.build(Config.fromfile('small.py').model).state_dict()
+    torch.save({'state_dict': state}, 'weights.pth')
+    monkeypatch.setattr(Image.Image, 'save', full_disk)
+    with pytest.raises(SystemExit) as stop:
+        test.main(['small.py', 'weights.pth', '--out', 'predictions'])
+
+    assert stop.value.code == 1
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith(
+            'test.py: error: a label map in predictions could not be written (No space '
+        )
+    )
+
+
+@pytest.mark.parametrize('command', ['train.py small.py', TEST_URL])
+@pytest.mark.parametrize('kind', ['file', 'beneath a file', 'system'])
+def test_a_work_dir_that_cannot_be_written_to_is_named_before_the_run(
+    command: str, kind: str, project: Path, capsys
+):
+    (project / 'taken').touch()
+    folder = {'file': 'taken', 'beneath a file': 'taken/run', 'system': '/proc/run'}
+    if kind == 'system' and not Path('/proc/self').is_dir():
+        pytest.skip('no folder that the administrator cannot write to')
+    name, *arguments = command.split()
+    with pytest.raises(SystemExit) as stop:
+        COMMANDS[name]([*arguments, '--work-dir', folder[kind]])
+
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"{name}: error: --work-dir: '{folder[kind]}' cannot be wr")
+    assert error.endswith('give another folder')
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full_keeps_the_last_checkpoint(project: Path):
+    tmpfs = ['mount', '-t', 'tmpfs', '-o', 'size=3m', 'none', 'disk']
+    (project / 'disk').mkdir()
+    may_mount = (
+        shutil.which('unshare')
+        and not subprocess.run(['unshare', '-rm', *tmpfs], check=False).returncode
+    )
+    if not may_mount:
+        pytest.skip('no small file system can be made here')
+    train_py = [sys.executable, str(ROOT / 'tools/train.py'), 'small.py']
+    options = ['train_cfg.max_iters=9', 'default_hooks.checkpoint.interval=1']
+    command = [*train_py, '--work-dir', 'disk/run', '--cfg-options', *options]
+    script = (
+        f'{shlex.join(tmpfs)} && {shlex.join(command)}; '
+        'echo $? > status; cp -a disk/run kept; df --output=avail -B1 disk > room'
+    )
+    ended = subprocess.run(
+        ['unshare', '-rm', 'sh', '-c', script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+    error = ended.stderr.splitlines()[-1]
+    assert (project / 'status').read_text() == '1\n'
+    assert 'iter_3.pth could not be written (No space left on device)' in error
+    assert 'iter_2.pth is whole: make room, and go on with --resume' in error
+    assert sorted(path.name for path in (project / 'kept').glob('*iter_*')) == [
+        'iter_1.pth',
+        'iter_2.pth',
+    ]
+    assert find_whole_checkpoint(project / 'kept').endswith('iter_2.pth')
+    assert int((project / 'room').read_text().split()[-1]) > 100_000  # no debris
 
 
 @pytest.mark.slow
