@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -37,6 +38,9 @@ INPUT = 'image'
 # Batch, height and width at which open sizes are traced: no open dimension is 1, not
 # even the number of windows of 7 in the last stage, and no two are equal.
 TRACED_SIZE = (2, 288, 320)
+# Numbers from which on a tensor is worth storing in half precision. What scales and
+# shifts channels has fewer, and stays as it is.
+MIN_HALVED = 4096
 
 
 class ExportForm(nn.Module):
@@ -197,6 +201,8 @@ def describe_model(
         'logits': 'float32, (N, classes, H, W)',
         'classes': 'int64, (N, H, W), an index into the list of classes',
     }
+    if embed_preprocessing:
+        image += f'; {describe_resizing(cfg)}'
     result = {
         'input': image,
         'output': outputs[output],
@@ -212,6 +218,18 @@ def describe_model(
     return result | {
         key: json.dumps(meta[key]) for key in ('classes', 'palette') if meta.get(key)
     }
+
+
+def describe_resizing(cfg: Config) -> str:
+    """Return what a caller has to do to an image before a file normalizes it."""
+    steps = cfg.get('test_dataloader', {}).get('dataset', {}).get('pipeline', ())
+    settings = [
+        ', '.join(f'{key}={value!r}' for key, value in step.items() if key != 'type')
+        for step in steps
+        if step['type'].rpartition('.')[2] == 'Resize'
+    ]
+    wanted = f' (the config: Resize({settings[0]}))' if settings else ''
+    return f'not resized inside: resize before{wanted}'
 
 
 def require_deploy() -> None:
@@ -291,6 +309,7 @@ def write_onnx(
     *,
     output: str,
     opset: int | None,
+    fp16_weights: bool = False,
 ) -> None:
     """Write a program as one ONNX file.
 
@@ -300,6 +319,8 @@ def write_onnx(
         metadata: becomes the model's ``metadata_props``.
         output: the output's name.
         opset: version of ONNX's operators; None for the exporter's choice.
+        fp16_weights: whether weights are stored in half precision. The graph converts
+            them to float32 and computes in that, so that it runs everywhere.
 
     Raises:
         SettingError: ONNX lacks what the model computes.
@@ -323,6 +344,8 @@ def write_onnx(
         ) from error
     model = exported.model_proto
     name_axes(model)
+    if fp16_weights:
+        halve_weights(model.graph)
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.save(model, path)
 
@@ -343,6 +366,29 @@ def name_axes(model) -> None:
             dim.dim_param = renamed.get(dim.dim_param, dim.dim_param)
     # Shapes in between are in terms of the old names; runtimes infer them anyway.
     del model.graph.value_info[:]
+
+
+def halve_weights(graph) -> None:
+    """Store the large float32 tensors of an ONNX graph as float16, and convert them.
+
+    A tensor with a number that float16 cannot hold stays as it is.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < MIN_HALVED:
+            continue
+        with np.errstate(over='ignore'):
+            half = numpy_helper.to_array(tensor).astype(np.float16)
+        if not np.isfinite(half).all():
+            continue
+        name, stored = tensor.name, f'{tensor.name}_fp16'
+        tensor.CopyFrom(numpy_helper.from_array(half, stored))
+        casts.append(helper.make_node('Cast', [stored], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 @contextlib.contextmanager

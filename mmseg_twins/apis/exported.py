@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,8 @@ from .export import ExportForm, classify, example_image, first_line
 
 #: Logits may differ by this, and by this share of the largest logit.
 TOLERANCE = 1e-3
+#: The same for weights in half precision, which rounds by up to 1/2048 of a weight.
+TOLERANCE_FP16 = 1e-2
 #: Batch, height and width at which a dynamic file is checked, besides the given ones:
 #: a single window of 7 in the last stage; one side a multiple of the window at 1/4
 #: resolution; several images; sides that are no multiples of a patch.
@@ -45,17 +48,20 @@ class Difference:
             half of what the logit of its class is below the largest logit of a pixel,
             at most: logits that differ by no more can lead to that class.
         other: share of pixels whose classes differ.
+        tolerance: the largest difference of logits that passes, and its share of the
+            largest logit.
     """
 
     size: tuple[int, int, int]
     largest: float
     difference: float
     other: float
+    tolerance: float = TOLERANCE
 
     @property
     def limit(self) -> float:
         """The largest difference that passes."""
-        return TOLERANCE * min(1.0, self.largest)
+        return self.tolerance * min(1.0, self.largest)
 
     @property
     def passes(self) -> bool:
@@ -78,6 +84,24 @@ def load_onnx(path: Path, threads: int | None = None) -> Predict:
     )
     (name,) = (one.name for one in session.get_inputs())
     return lambda image: torch.from_numpy(session.run(None, {name: image.numpy()})[0])
+
+
+def has_openvino() -> bool:
+    """Return whether the extra ``openvino`` is installed."""
+    return importlib.util.find_spec('openvino') is not None
+
+
+def load_openvino(path: Path, threads: int | None = None) -> Predict:
+    """Load an ONNX file into OpenVINO on the CPU, in float32."""
+    import openvino
+
+    # Where a CPU has bfloat16, OpenVINO computes in that unless it is told otherwise.
+    config: dict[str, object] = {'INFERENCE_PRECISION_HINT': 'f32'}
+    if threads:
+        config['INFERENCE_NUM_THREADS'] = threads
+    model = openvino.Core().compile_model(str(path), 'CPU', config)
+    # The result's memory is the model's, which the next run overwrites.
+    return lambda image: torch.from_numpy(model(image.numpy())[0].copy())
 
 
 def load_program(path: Path) -> Predict:
@@ -112,6 +136,7 @@ def compare(
     segmentor: EncoderDecoder,
     form: ExportForm,
     size: tuple[int, int, int],
+    tolerance: float = TOLERANCE,
 ) -> Difference:
     """Compare on random images.
 
@@ -120,6 +145,7 @@ def compare(
         segmentor: the one that the form is of.
         form: tells the kind of image and of output.
         size: batch, height and width.
+        tolerance: of the difference that is returned.
 
     Raises:
         DifferenceError: the file fails, or its result has another shape.
@@ -150,6 +176,7 @@ def compare(
         largest=float(logits.abs().max()),
         difference=float(difference.nan_to_num(float('inf'))),
         other=float((result != classes).double().mean()),
+        tolerance=tolerance,
     )
 
 

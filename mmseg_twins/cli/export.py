@@ -18,6 +18,7 @@ from ..apis.export import (
     OUTPUTS,
     ExportForm,
     describe_model,
+    describe_resizing,
     example_image,
     prepare,
     require_deploy,
@@ -29,11 +30,16 @@ from ..apis.export import (
 from ..apis.exported import (
     RUNS,
     SIZES,
+    TOLERANCE,
+    TOLERANCE_FP16,
     DifferenceError,
+    Predict,
     compare,
     difference_table,
+    has_openvino,
     latency_table,
     load_onnx,
+    load_openvino,
     load_program,
     predict_logits,
 )
@@ -112,7 +118,14 @@ def make_parser() -> argparse.ArgumentParser:
         action='store_true',
         help="take uint8 RGB images (N, H, W, 3) and normalize them with the config's "
         'mean and std inside the graph; without this option, the input is float32 '
-        '(N, 3, H, W), normalized',
+        '(N, 3, H, W), normalized. Resizing is never inside',
+    )
+    parser.add_argument(
+        '--fp16-weights',
+        action='store_true',
+        help='store the weights as float16, which halves the file, and compute in '
+        f'float32; logits may then differ by {TOLERANCE_FP16:g} in the check, not by '
+        f'{TOLERANCE:g}; ONNX only',
     )
     parser.add_argument(
         '--opset',
@@ -125,7 +138,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--latency',
         action='store_true',
-        help=f'time the file and PyTorch on the CPU, {RUNS} runs each in turns',
+        help=f'time the file and PyTorch on the CPU, {RUNS} runs each in turns; '
+        'ONNX also in OpenVINO, where that is installed, after the same check',
     )
     parser.add_argument(
         '--force', action='store_true', help='overwrite OUT if it exists'
@@ -160,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             require_deploy()
         elif args.opset is not None:
             raise ValueError('--opset: only ONNX has opsets, and OUT ends in .pt2')
+        elif args.fp16_weights:
+            raise ValueError('--fp16-weights: only for ONNX, and OUT ends in .pt2')
         cfg = cli.read_config(args)
         use_package_heads(cfg)
         segmentor = build_segmentor(cfg)
@@ -173,6 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         form = prepare(
             segmentor, output=args.output, embed_preprocessing=args.embed_preprocessing
         )
+        if args.embed_preprocessing:
+            print(f'images: normalized inside; {describe_resizing(cfg)}')
         metadata = describe_model(
             cfg,
             segmentor,
@@ -221,21 +239,37 @@ def export(
     program = trace(
         form, batch=args.batch_size, height=height, width=width, dynamic=args.dynamic
     )
+    threads = torch.get_num_threads()
+    predicts: dict[str, Predict] = {}
     if suffix == '.onnx':
-        write_onnx(program, path, metadata, output=args.output, opset=args.opset)
-        predict, name = load_onnx(path, torch.get_num_threads()), 'onnxruntime'
+        write_onnx(
+            program,
+            path,
+            metadata,
+            output=args.output,
+            opset=args.opset,
+            fp16_weights=args.fp16_weights,
+        )
+        predicts['onnxruntime'] = load_onnx(path, threads)
+        if args.latency and has_openvino():
+            predicts['OpenVINO'] = load_openvino(path, threads)
     else:
         write_program(program, path, metadata)
-        predict, name = load_program(path), 'torch.export'
+        predicts['torch.export'] = load_program(path)
     print(f'exported in {time.perf_counter() - start:.0f} s')
     sizes = (given, *(SIZES if args.dynamic else ()))
-    differences = [compare(predict, segmentor, form, size) for size in sizes]
-    print(difference_table(differences))
-    wrong = sum(not one.passes for one in differences)
-    if wrong:
-        raise DifferenceError(
-            f'the file differs from the segmentor at {wrong} of {len(sizes)} sizes'
-        )
+    tolerance = TOLERANCE_FP16 if args.fp16_weights else TOLERANCE
+    for name, predict in predicts.items():
+        differences = [
+            compare(predict, segmentor, form, size, tolerance) for size in sizes
+        ]
+        print(f'{name}:\n{difference_table(differences)}')
+        wrong = sum(not one.passes for one in differences)
+        if wrong:
+            raise DifferenceError(
+                f'in {name}, the file differs from the segmentor at {wrong} of '
+                f'{len(sizes)} sizes'
+            )
     if args.latency:
-        plain = partial(predict_logits, segmentor, form)
-        print(latency_table({name: predict, 'PyTorch': plain}, image))
+        predicts['PyTorch'] = partial(predict_logits, segmentor, form)
+        print(latency_table(predicts, image))
