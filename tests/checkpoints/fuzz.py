@@ -212,6 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     import mmseg.models  # noqa: F401, once and not in each process
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     trials: dict[str, list[Trial]] = defaultdict(list)
     with contextlib.suppress(KeyboardInterrupt):  # which ends it with what there is
         for number in range(args.first, args.first + args.files):

@@ -410,6 +410,17 @@ def test_report_names_what_the_figures_depend_on(results, markdown):
     assert ('the command' in report) == markdown
 
 
+def test_report_names_gpu_driver_and_libraries(results):
+    gpu = dict(gpu='A GPU', gpu_memory_bytes=80 * 2**30, capability='9.0')
+    gpu |= dict(driver='580.1', cudnn=92000, convolution_tf32=True, matmul_tf32=False)
+    context = {**CONTEXT, 'machine': {**MACHINE, **gpu}}
+    report = format_report(results, **context)
+    assert (
+        'GPU: A GPU, 80 GiB, compute capability 9.0; driver 580.1, cuDNN 92000; '
+        'TF32: convolution\n'
+    ) in report
+
+
 def test_json_has_every_run(results):
     content = as_json(results, **CONTEXT, date='2020-01-01T00:00:00+00:00')
     first, second = json.loads(json.dumps(content))['results']

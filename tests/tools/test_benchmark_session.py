@@ -11,7 +11,14 @@ from benchmarking.cases import HEADS, VARIANTS, Case
 from benchmarking.machine import process_memory
 from benchmarking.measurement import BenchmarkError, compare
 from benchmarking.models import BUILTIN, PACKAGE
-from benchmarking.session import IGNORED, NUM_CLASSES, Session, call, count_flops
+from benchmarking.session import (
+    IGNORED,
+    NUM_CLASSES,
+    Session,
+    call,
+    count_flops,
+    steps_of_turn,
+)
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -176,6 +183,23 @@ def test_a_run_is_warmed_up_counted_and_measured(start):
     session.start()
     session.run()
     assert session.peak_memory() is None or session.peak_memory() >= 0
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'steps'), [(1.0, 1), (0.1, 1), (0.03, 4), (1e-5, 50)]
+)
+def test_a_turn_on_a_gpu_has_steps_enough_to_keep_it_busy(seconds, steps):
+    assert steps_of_turn(seconds) == steps
+
+
+def test_a_run_of_several_steps_gives_the_time_of_one(start, monkeypatch):
+    session = start(PACKAGE, case('svt-s', 'none', 'inference', 'fp32'))
+    session.steps, times = 4, iter((10.0, 12.0))
+    monkeypatch.setattr(session, 'step', lambda: ran.append(1))
+    monkeypatch.setattr('benchmarking.session.time.perf_counter', lambda: next(times))
+    ran = []
+    assert session.run() == 0.5
+    assert len(ran) == 4
 
 
 def test_weights_and_batches_depend_on_the_seed_alone(start):

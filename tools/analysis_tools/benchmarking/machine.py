@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 
 import torch
@@ -39,6 +40,9 @@ def describe_machine(device: torch.device, threads: int | None) -> dict:
         description |= {
             'gpu': properties.name,
             'gpu_memory_bytes': properties.total_memory,
+            'capability': f'{properties.major}.{properties.minor}',
+            'driver': driver_version(),
+            'cudnn': torch.backends.cudnn.version(),
             'matmul_tf32': torch.backends.cuda.matmul.allow_tf32,
             'convolution_tf32': torch.backends.cudnn.allow_tf32,
         }
@@ -53,6 +57,16 @@ def describe_machine(device: torch.device, threads: int | None) -> dict:
         except importlib.metadata.PackageNotFoundError:
             continue
     return description | {'versions': versions}
+
+
+def driver_version() -> str:
+    """Return the version of NVIDIA's driver, or 'unknown'."""
+    command = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return 'unknown'
+    return next(iter(done.stdout.split()), 'unknown')
 
 
 def cpu_name() -> str:

@@ -202,8 +202,9 @@ def machine_facts(machine: Mapping, peaks: Mapping[str, float]) -> list[str]:
     if 'gpu' in machine:
         tf32 = [k for k in ('convolution', 'matmul') if machine[f'{k}_tf32']]
         lines.append(
-            f'GPU: {machine["gpu"]}, {machine["gpu_memory_bytes"] / 2**30:.0f} GiB; '
-            f'TF32: {", ".join(tf32) or "off"}'
+            f'GPU: {machine["gpu"]}, {machine["gpu_memory_bytes"] / 2**30:.0f} GiB, '
+            f'compute capability {machine["capability"]}; driver {machine["driver"]}, '
+            f'cuDNN {machine["cudnn"]}; TF32: {", ".join(tf32) or "off"}'
         )
     versions = ', '.join(f'{k} {v}' for k, v in machine['versions'].items())
     lines.append(f'Software: {versions}; {machine["system"]}')

@@ -39,6 +39,9 @@ NUM_CLASSES, IGNORED = 150, 255
 GRADIENT_SAMPLES = 10_000
 # Keeps gradients of a mean over many pixels in fp16's range; exact, a power of two.
 CHECK_LOSS_SCALE = 1024
+# Seconds that a turn takes on a GPU, and steps that it has at most. One step alone
+# would show how long a GPU takes to start, which a training hides behind the last step.
+TURN, MAX_STEPS = 0.1, 50
 # What PyTorch, oneDNN and the C++ library say when they get no memory.
 NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|bad_alloc"
@@ -97,6 +100,7 @@ class Session:
         self.forward = torch.compile(model.forward) if job.compiled else model.forward
         self.level: int | None = None  # bytes, before the first run
         self.warm = False
+        self.steps = 1  # of a run
 
     def load(self) -> int:
         """Return how many numbers training changes, once the model is there."""
@@ -105,7 +109,8 @@ class Session:
     def warm_up(self) -> int | None:
         """Run once; the first time, return the count of floating-point operations."""
         if self.warm:
-            return self.step()
+            self.run()
+            return None
         self.warm = True
         release_unused(self.device)
         self.level = process_memory('VmRSS')
@@ -114,20 +119,29 @@ class Session:
         self.forward = forward
         if self.job.compiled:  # which hides what it executes; the eager code does not
             self.step()
+        self.wait()
         return flops
 
     def start(self) -> None:
         """End the warm-up: the peak of memory counts from now on."""
         if self.device.type == 'cuda':
+            self.steps = steps_of_turn(self.run())
             torch.cuda.reset_peak_memory_stats(self.device)
         elif not reset_peak_memory():
             self.level = None
 
     def run(self) -> float:
-        """Run once; return the seconds that it took."""
+        """Run, on a GPU for a while; return the seconds that a step took."""
         start = time.perf_counter()
-        self.step()
-        return time.perf_counter() - start
+        for _ in range(self.steps):
+            self.step()
+        self.wait()
+        return (time.perf_counter() - start) / self.steps
+
+    def wait(self) -> None:
+        """Wait for the device to end what it was given."""
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device)
 
     def peak_memory(self) -> int | None:
         """Return the bytes at the peak since :meth:`start`, if they are known."""
@@ -137,7 +151,7 @@ class Session:
         return peak and self.level and max(peak - self.level, 0)
 
     def step(self) -> None:
-        """Do what the case's mode says once, to the end."""
+        """Do what the case's mode says once; a GPU may not have ended it."""
         if self.case.mode != 'train':
             with self.no_grad(), self.autocast():
                 self.infer()
@@ -151,8 +165,6 @@ class Session:
             with self.autocast():
                 loss = self.loss(self.images, self.samples)
             self.optimizer.update_params(loss)
-        if self.device.type == 'cuda':
-            torch.cuda.synchronize(self.device)
 
     def infer(self) -> object:
         """Return feature maps, predictions or logits."""
@@ -214,6 +226,11 @@ class Session:
         # the compiler choose code for any size afterwards.
         torch.compiler.reset()
         return result
+
+
+def steps_of_turn(seconds: float) -> int:
+    """Return how many steps that take so long each make a turn."""
+    return min(max(math.ceil(TURN / seconds), 1), MAX_STEPS)
 
 
 def make_batch(
