@@ -31,4 +31,5 @@ param_scheduler = [
 default_hooks = dict(
     checkpoint=dict(type='mmseg_twins.CheckpointHook'),
     resuming=dict(type='mmseg_twins.ExactResume'),
+    numbers=dict(type='mmseg_twins.CheckNumbers'),
 )

@@ -141,6 +141,7 @@ default_hooks = dict(
         type='mmseg_twins.CheckpointHook', by_epoch=False, interval=max_iters
     ),
     resuming=dict(type='mmseg_twins.ExactResume'),
+    numbers=dict(type='mmseg_twins.CheckNumbers'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )

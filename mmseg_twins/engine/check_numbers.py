@@ -355,7 +355,7 @@ def write_record(path: Path, record: dict[str, Any]) -> str | None:
         with replacing(path, force=True) as temporary:
             temporary.write_text(text, encoding='utf-8')
     except OSError as error:
-        return f'{path} could not be written ({error.strerror})'
+        return f'{path} could not be written ({error.strerror or error})'
     return None
 
 
