@@ -272,7 +272,9 @@ class CheckNumbers(Hook):
             if record['last_checkpoint']
             else 'no checkpoint has been saved yet; '
         )
-        return sentence + (problem or f'{where} has all of this')
+        return sentence + (
+            problem or f'{where} has all of this, and --replay {number} repeats it'
+        )
 
     def _watch_for_spikes(
         self, runner: Runner, data_batch: dict | None, outputs: dict | None

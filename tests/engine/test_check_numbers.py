@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterator
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
@@ -22,11 +25,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from builders import ROOT, run_in_two
 from mmseg_twins.engine import CheckNumbers
+from mmseg_twins.engine.check_numbers import unwrapped
 from mmseg_twins.errors import SettingError, TrainingError
 
 WEIGHT = 'backbone.layers.0.0.norm1.weight'
 GUARD = 'default_hooks__numbers'
+# For processes that import this module.
+PATHS = [ROOT, ROOT / 'tests', ROOT / 'tests/engine', ROOT / 'tools/demo']
 
 
 @HOOKS.register_module(force=True)
@@ -35,11 +42,13 @@ class Spoil(Hook):
 
     priority = 'HIGHEST'
 
-    def __init__(self, what: str, at: tuple[int, ...] = (4,)) -> None:
-        self.what, self.at = what, at
+    def __init__(self, what: str, at: Sequence[int] = (4,), rank: int = 0) -> None:
+        self.what, self.at, self.rank = what, at, rank
         SEEN.clear()
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if get_rank() != self.rank:
+            return
         SEEN.append((runner, state(runner)))
         if runner.iter + 1 not in self.at:
             return
@@ -52,10 +61,14 @@ class Spoil(Hook):
                 sample.gt_sem_seg.data.fill_(255)
         elif self.what == 'weight':
             with torch.no_grad():
-                runner.model.get_parameter(WEIGHT)[0] = math.nan
+                unwrapped(runner.model).get_parameter(WEIGHT)[0] = math.nan
         else:
-            handle = runner.model.get_parameter(WEIGHT).register_hook(
-                lambda gradient: handle.remove() or gradient * float(self.what)
+            handle = (
+                unwrapped(runner.model)
+                .get_parameter(WEIGHT)
+                .register_hook(
+                    lambda gradient: handle.remove() or gradient * float(self.what)
+                )
             )
 
 
@@ -170,7 +183,7 @@ def test_the_weights_are_as_they_were_before(spoil, what: str):
 
 
 def test_a_batch_is_written_down(spoil, tmp_path: Path):
-    with pytest.raises(TrainingError, match=r'iter_4\.json has all of this'):
+    with pytest.raises(TrainingError, match=r'iter_4\.json .* --replay 4 repeats'):
         spoil('pixel')
 
     def fail(constant: str) -> None:
@@ -414,3 +427,48 @@ def test_spikes_can_be_left_out():
     losses = Losses(spike=None)
     losses.add(*NOISE, 3.5)
     assert losses.warnings == []
+
+
+TWO = """\
+_base_ = [{base!r}]
+custom_imports = dict(imports=['mmseg_twins', 'test_check_numbers'])
+widths = [8, 16, 24, 32]
+model = dict(
+    backbone=dict(embed_dims=widths),
+    neck=dict(in_channels=widths, out_channels=8),
+    decode_head=dict(
+        in_channels=[8] * 4,
+        channels=8,
+        loss_decode=dict(_delete_=True, type='MeanOfLabeled'),
+    ),
+)
+dataset = dict(data_root={data!r})
+loader = dict(batch_size=1, num_workers=0, persistent_workers=False, dataset=dataset)
+train_dataloader = val_dataloader = test_dataloader = loader
+train_cfg = dict(max_iters=4, val_interval=100)
+default_hooks = dict(checkpoint=dict(interval=2))
+custom_hooks = [dict(type='Spoil', what='labels', at=(4,), rank=1)]
+"""
+
+
+@pytest.mark.slow
+def test_processes_decide_alike_and_name_the_images_of_the_one_at_fault(
+    scenes: Path, tmp_path: Path, monkeypatch, capfd
+):
+    """Only one has a bad loss, and its gradients, which all share, are finite."""
+    base = str(ROOT / 'configs/demo/twins_svt_fpn_streets.py')
+    text = TWO.format(base=base, data=str(scenes.absolute()))
+    (tmp_path / 'config.py').write_text(text)
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(map(str, PATHS)))
+    with pytest.raises(subprocess.CalledProcessError):
+        run_in_two('train.py', 'config.py', '--work-dir', 'run', folder=tmp_path)
+
+    errors = [x for x in capfd.readouterr().err.splitlines() if 'error: iteration' in x]
+    record = json.loads((tmp_path / 'run/bad_batches/iter_4.json').read_text())
+    innocent, guilty = record['processes']
+    assert len(errors) == 2
+    assert guilty['losses']['loss'] == 'nan'
+    assert innocent['losses']['loss'] > 0
+    assert all(f'images: {guilty["files"][0]};' in error for error in errors)
+    assert not any(innocent['files'][0] in error for error in errors)
+    assert [file.name for file in tmp_path.glob('run/*.pth')] == ['iter_2.pth']
