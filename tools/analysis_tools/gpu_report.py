@@ -209,14 +209,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.minutes > 0:
         parser.error(f'--minutes {args.minutes:g}: give more than 0')
     end = time.monotonic() + 60 * args.minutes
-    env = {**os.environ, 'PYTHONUNBUFFERED': '1', 'TOKENIZERS_PARALLELISM': 'false'}
+    env = {**os.environ, 'PYTHONUNBUFFERED': '1', 'COLUMNS': '200'}
     earlier = env.get('PYTHONPATH')
     env['PYTHONPATH'] = os.pathsep.join(filter(None, (str(ROOT), earlier)))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    report = Report(out)
     with tempfile.TemporaryDirectory(prefix='mmseg_twins_wheels_') as folder:
         if args.wheels is not None:
             install(args.wheels, folder, env)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        report = Report(out)
         parts = {'tests': tests, 'ops': ops, 'benchmark': benchmark}
         for name in args.parts:
             left = end - time.monotonic() - GRACE
