@@ -249,7 +249,13 @@ def require_deploy() -> None:
 
 
 def trace(
-    form: ExportForm, *, batch: int, height: int, width: int, dynamic: bool
+    form: ExportForm,
+    *,
+    batch: int,
+    height: int,
+    width: int,
+    dynamic: bool,
+    for_cpu: bool = False,
 ) -> ExportedProgram:
     """Trace a module of :func:`prepare`.
 
@@ -259,6 +265,7 @@ def trace(
         height: of the images, in pixels.
         width: of the images, in pixels.
         dynamic: whether batch, height and width stay open.
+        for_cpu: whether the operations are those that runtimes are fast with on a CPU.
 
     Returns:
         The program, whose input is named ``image``.
@@ -272,7 +279,7 @@ def trace(
         shapes = {INPUT: dict.fromkeys(axes, Dim.DYNAMIC)}
     image = example_image(form, *size)
     try:
-        with ops.use('portable'):
+        with ops.use('graph' if for_cpu else 'portable'):
             program = torch.export.export(form, (image,), dynamic_shapes=shapes)
     except SettingError:
         raise

@@ -69,6 +69,7 @@ nothing was written; 2 for invalid arguments or files.
 NO_CHECKPOINT = 'none'
 SUFFIXES = ('.onnx', '.pt2')
 OPSETS = range(18, 24)
+TARGETS = ('cpu', 'gpu')
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -126,6 +127,13 @@ def make_parser() -> argparse.ArgumentParser:
         help='store the weights as float16, which halves the file, and compute in '
         f'float32; logits may then differ by {TOLERANCE_FP16:g} in the check, not by '
         f'{TOLERANCE:g}; ONNX only',
+    )
+    parser.add_argument(
+        '--target',
+        choices=TARGETS,
+        default='cpu',
+        help='what the ONNX file is fast on: cpu, with large 3x3 convolutions by '
+        "Winograd's algorithm; gpu, with plain ones (default: cpu)",
     )
     parser.add_argument(
         '--opset',
@@ -237,7 +245,12 @@ def export(
     image = example_image(form, *given)
     predict_logits(segmentor, form, image)  # an image that is too small ends here
     program = trace(
-        form, batch=args.batch_size, height=height, width=width, dynamic=args.dynamic
+        form,
+        batch=args.batch_size,
+        height=height,
+        width=width,
+        dynamic=args.dynamic,
+        for_cpu=suffix == '.onnx' and args.target == 'cpu',
     )
     threads = torch.get_num_threads()
     predicts: dict[str, Predict] = {}

@@ -8,7 +8,9 @@ as well. The functions below choose, and nothing else does: the CPU version for 
 on a CPU in eager mode, the portable one for everything else.
 
 To force the portable versions, set ``MMSEG_TWINS_OPS=portable`` in the environment or
-use the context manager :func:`use`.
+use the context manager :func:`use`. A graph that a runtime is to execute on a CPU is
+traced with ``use('graph')``: where the runtime's own version is slow, an operation is
+then composed of others.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ __all__ = [
     'window_attention',
 ]
 
-CHOICES = ('auto', 'portable')
+CHOICES = ('auto', 'portable', 'graph')
 
 
 def _checked(choice: str, source: str) -> str:
@@ -82,7 +84,8 @@ def use(choice: str) -> Iterator[None]:
     It acts on forward passes; a backward pass follows its forward pass.
 
     Args:
-        choice: ``'portable'``, or ``'auto'`` for the fastest version.
+        choice: ``'portable'``; ``'auto'`` for the fastest version; ``'graph'`` for
+            portable versions that are fast in runtimes for exported graphs on a CPU.
 
     Raises:
         SettingError: ``choice`` is neither.
@@ -106,6 +109,10 @@ def _may_use_cpu_version(*tensors: Tensor) -> bool:
         and (_choice.get() or _default) == 'auto'
         and all(x.device.type == 'cpu' for x in tensors)
     )
+
+
+def _is_for_graph() -> bool:
+    return (_choice.get() or _default) == 'graph'
 
 
 def _is_on_accelerator(x: Tensor) -> bool:
@@ -181,6 +188,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if _may_use_cpu_version(x, weight) and _conv3x3.is_faster_on_cpu(x, weight):
         return _conv3x3.on_cpu(x, weight, bias)
+    if _is_for_graph() and _conv3x3.is_faster_in_graph(x, weight):
+        return _conv3x3.in_graph(x, weight, bias)
     return _conv3x3.portable(x, weight, bias)
 
 
@@ -200,7 +209,7 @@ def pyramid_conv3x3(
     """
     if _may_use_cpu_version(weight, *maps):
         return _pyramid_conv.on_cpu(maps, weight, bias, align_corners)
-    return _pyramid_conv.portable(maps, weight, bias, align_corners)
+    return _pyramid_conv.portable(maps, weight, bias, align_corners, conv3x3)
 
 
 def upsampled_cross_entropy(

@@ -17,7 +17,9 @@ around and its channels transposed. That with respect to the kernel is the expre
 above read backwards: ``G' [sum over tiles of (A d_result A') * (B' d B)] G``.
 
 The CPU version goes through maps in strips of tiles, whose transforms stay in the
-cache.
+cache. Runtimes for exported graphs have no such algorithm for a CPU, so that there is a
+version for their graphs too, as convolutions that they do well: depth-wise ones for B',
+1x1 ones for the 16 products.
 """
 
 from __future__ import annotations
@@ -29,17 +31,90 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .differentiation import differentiable_gradients
+from .tracing import is_open
 
 # Bytes of a strip's transformed tiles.
 STRIP = 2**23
 # Numbers of channels and of pixels, from which on the transforms pay.
 MIN_CHANNELS = 128
 MIN_PIXELS = 32 * 32
+# B' as sums of two places of a tile, each with its sign.
+DIFFERENCES = ((0, 2, 1, -1), (1, 2, 1, 1), (1, 2, -1, 1), (1, 3, 1, -1))
 
 
 def portable(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute the convolution by PyTorch; see :func:`mmseg_twins.ops.conv3x3`."""
     return F.conv2d(x, weight, bias, padding=1)
+
+
+def is_faster_in_graph(x: Tensor, weight: Tensor) -> bool:
+    """Return whether :func:`in_graph` is faster in a runtime on a CPU."""
+    # Open sizes are taken for large ones: comparing them would close them.
+    is_large = is_open(*x.shape[2:]) or x.shape[2] * x.shape[3] >= MIN_PIXELS
+    return is_large and min(weight.shape[:2]) >= MIN_CHANNELS
+
+
+def in_graph(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute the convolution by Winograd's algorithm in operations that ONNX has.
+
+    The last rows of G and A are negated, so that A' subtracts a single number.
+    """
+    (_, c, h, w), o = x.shape, len(weight)
+    sign = x.new_tensor([1, 1, 1, -1])
+    kernel = kernel_transform(x) * torch.outer(sign, sign).view(16, 1)
+    kernel = (kernel @ weight.reshape(o * c, 9).T).view(4, 4, o, c, 1, 1)
+    columns = [
+        four_to_two(*(F.conv2d(tiles_at(x, i, j), kernel[i, j]) for i in range(4)))
+        for j in range(4)
+    ]  # of each column of a tile's products, the upper and the lower sum
+    rows = []
+    for sums in zip(*columns, strict=True):
+        # The channels of the left and the right result follow each other, and become
+        # neighbors in a row.
+        row = torch.cat(four_to_two(*sums), dim=1).permute(0, 2, 3, 1)
+        rows.append(row.unflatten(3, (2, o)).flatten(2, 3))
+    out = torch.stack(rows, dim=2).flatten(1, 2)  # B, H or one more, W or one more, O
+    out = cut_to(cut_to(out, 1, h), 2, w).permute(0, 3, 1, 2)
+    return out if bias is None else out + bias[:, None, None]
+
+
+def tiles_at(x: Tensor, row: int, column: int) -> Tensor:
+    """Return one place of the transformed input tiles B' d B.
+
+    Args:
+        x: (B, C, H, W).
+        row: of the place, 0 to 3.
+        column: likewise.
+
+    Returns:
+        (B, C, rows of tiles, columns of tiles).
+    """
+    (top, bottom, upper, lower), (left, right, *signs) = (
+        DIFFERENCES[row],
+        DIFFERENCES[column],
+    )
+    kernel = torch.outer(x.new_tensor([upper, lower]), x.new_tensor(signs))
+    # Tiles begin one place before the map, and the last one may end two after it.
+    x = F.pad(x, (1 - left, right - 1, 1 - top, bottom - 1))
+    return F.conv2d(
+        x,
+        kernel.expand(x.shape[1], 1, 2, 2),
+        stride=2,
+        dilation=(bottom - top, right - left),
+        groups=x.shape[1],
+    )
+
+
+def four_to_two(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply A', its last column negated, along one axis."""
+    return a + b + c, b + d - c
+
+
+def cut_to(x: Tensor, dim: int, size: int) -> Tensor:
+    """Leave out the place after ``size`` where there is one."""
+    if is_open(size):  # a slice would have to know which one is less
+        return x.index_select(dim, torch.arange(size, device=x.device))
+    return x.narrow(dim, 0, size)
 
 
 def is_faster_on_cpu(x: Tensor, weight: Tensor) -> bool:

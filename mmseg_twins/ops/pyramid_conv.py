@@ -34,7 +34,7 @@ reads it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,15 +47,20 @@ from .precision import constant_product, in_autocast_type
 
 
 def portable(
-    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, align_corners: bool
+    maps: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    align_corners: bool,
+    conv: Callable[..., Tensor] = conv3x3.portable,
 ) -> Tensor:
     """Compute the convolution in plain PyTorch.
 
-    The arguments are those of :func:`mmseg_twins.ops.pyramid_conv3x3`.
+    The arguments are those of :func:`mmseg_twins.ops.pyramid_conv3x3`, and the
+    convolution of the first map.
     """
     first, *rest = maps
     weight, *weights = in_autocast_type(weight).split([x.shape[1] for x in maps], dim=1)
-    out = F.conv2d(first, weight, bias, padding=1)
+    out = conv(first, weight, bias)
     if not rest:
         return out
     b, o, height, width = out.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,12 @@ from mmengine.config import Config
 
 from mmseg_twins.apis import export as export_module
 from mmseg_twins.apis.export import example_image, prepare
-from mmseg_twins.apis.exported import compare, load_onnx, predict_logits
+from mmseg_twins.apis.exported import (
+    compare,
+    load_onnx,
+    load_openvino,
+    predict_logits,
+)
 from mmseg_twins.apis.loading import build_segmentor, load_weights
 from mmseg_twins.cli import export as cli
 from mmseg_twins.cli.export import main
@@ -34,6 +40,13 @@ def deploy() -> None:
         pytest.importorskip(name, reason='comes with the extra `deploy`')
 
 
+@pytest.fixture
+def winograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files for CPUs have Winograd's algorithm, however small their maps."""
+    monkeypatch.setattr(sys.modules['mmseg_twins.ops.conv3x3'], 'MIN_CHANNELS', 1)
+    monkeypatch.setattr(sys.modules['mmseg_twins.ops.conv3x3'], 'MIN_PIXELS', 1)
+
+
 def save_checkpoint(path: str, change=lambda name: name) -> None:
     """Random weights of the small config, with an auxiliary head's beside them."""
     segmentor = build_segmentor(Config.fromfile('small.py'))
@@ -53,7 +66,9 @@ def kernels(graph) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.usefixtures('deploy')
-def test_one_dynamic_file_is_right_at_every_size(folder: Path, monkeypatch, capsys):
+def test_one_dynamic_file_is_right_at_every_size(
+    folder: Path, monkeypatch, capsys, winograd
+):
     import onnx
 
     monkeypatch.setattr(cli, 'SIZES', ((3, 56, 75),))
@@ -72,6 +87,7 @@ def test_one_dynamic_file_is_right_at_every_size(folder: Path, monkeypatch, caps
         assert difference.difference < 1e-4 * difference.largest, size
     model = onnx.load('out.onnx')
     shape = model.graph.input[0].type.tensor_type.shape.dim
+    assert (8, 8, 3, 3) not in kernels(model.graph)
     assert [d.dim_param or d.dim_value for d in shape] == [
         'batch', 3, 'height', 'width',
     ]  # fmt: skip
@@ -95,6 +111,73 @@ def test_maps_are_convolved_at_their_own_resolution(folder: Path, config_text):
     # The bottleneck of two levels of 8 channels each.
     assert (8, 16, 3, 3) not in found
     assert (8, 8, 3, 3) in found
+
+
+@pytest.mark.usefixtures('deploy', 'winograd')
+def test_files_for_gpus_have_plain_convolutions(folder: Path):
+    import onnx
+
+    arguments = 'small.py none out.onnx --size 64 96 --target gpu'
+    assert main(arguments.split()) == 0
+
+    assert (8, 8, 3, 3) in kernels(onnx.load('out.onnx').graph)
+
+
+@pytest.mark.usefixtures('deploy')
+def test_weights_in_half_precision_are_half_the_file(folder: Path, monkeypatch, capsys):
+    import onnx
+
+    monkeypatch.setattr(export_module, 'MIN_HALVED', 64)
+    save_checkpoint('weights.pth')
+    files = []
+    for name, options in (('full.onnx', ''), ('half.onnx', '--fp16-weights')):
+        arguments = f'small.py weights.pth {name} --size 64 96 {options}'
+        assert main(arguments.split()) == 0
+        tensors = onnx.load(name).graph.initializer
+        floats = [one for one in tensors if one.data_type in (1, 10)]
+        files.append(sum(len(one.raw_data) for one in floats))
+
+    full, half = files
+    assert 0.5 * full <= half < 0.6 * full
+    image = torch.randn(1, 3, 64, 96)
+    full, half = (
+        load_onnx(folder / f'{name}.onnx')(image) for name in ('full', 'half')
+    )
+    largest = full.abs().max()
+    assert 0 < (full - half).abs().max() < 0.01 * largest
+
+
+@pytest.mark.usefixtures('deploy')
+def test_numbers_too_large_for_half_precision_stay():
+    from onnx import TensorProto, helper, numpy_helper
+
+    large = torch.full((64, 64), 1e5).numpy()
+    tensor = numpy_helper.from_array(large, 'weight')
+    graph = helper.make_graph([], 'graph', [], [], [tensor])
+    export_module.halve_weights(graph)
+
+    assert graph.initializer[0].data_type == TensorProto.FLOAT
+    assert len(graph.node) == 0
+
+
+@pytest.mark.usefixtures('deploy')
+def test_openvino_computes_the_same(folder: Path, monkeypatch, capsys):
+    pytest.importorskip('openvino', reason='comes with the extra `openvino`')
+    monkeypatch.setattr('mmseg_twins.apis.exported.PAUSE_SECONDS', 0)
+    monkeypatch.setattr(cli, 'SIZES', ((3, 56, 75), (1, 33, 64)))
+    save_checkpoint('weights.pth')
+    arguments = 'small.py weights.pth out.onnx --dynamic --size 64 96 --latency'
+    assert main(arguments.split()) == 0
+
+    printed = capsys.readouterr().out
+    assert 'OpenVINO:' in printed
+    assert printed.count('3 x 56x75') == 2
+    assert '    OpenVINO  ' in printed
+    predict = load_openvino(folder / 'out.onnx', threads=1)
+    images = [torch.randn(1, 3, 64, 96) for _ in range(2)]
+    first, _ = predict(images[0]), predict(images[1])
+    expected = load_onnx(folder / 'out.onnx')(images[0])
+    assert torch.allclose(first, expected, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.slow
@@ -155,6 +238,7 @@ def test_nothing_is_written_where_the_check_fails(folder: Path, monkeypatch, cap
         ('small.py none out.pt2 --size 64 0', "--size: '0' is no positive integer"),
         ('small.py none out.pt2 --batch-size 0', "'0' is no positive integer"),
         ('small.py none out.pt2 --opset 18', 'only ONNX has opsets'),
+        ('small.py none out.pt2 --fp16-weights', '--fp16-weights: only for ONNX'),
         ('small.py no.pth out.pt2', "checkpoint: 'no.pth' does not exist"),
         ('small.py small.py out.pt2', 'small.py is no checkpoint'),
         ('small.py other.pth out.pt2', 'other.pth does not fit the config'),

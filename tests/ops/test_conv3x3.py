@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmseg_twins import ops
 from mmseg_twins.models.conv2d import Conv2d
-from mmseg_twins.ops.conv3x3 import STRIP, winograd, winograd_weight_gradient
+from mmseg_twins.ops.conv3x3 import (
+    STRIP,
+    in_graph,
+    winograd,
+    winograd_weight_gradient,
+)
 
 module = sys.modules['mmseg_twins.ops.conv3x3']
 
@@ -49,6 +55,48 @@ def test_winograd_equals_the_convolution_at_any_size(b, c, o, h, w, strip):
         torch.testing.assert_close(got, dweight, rtol=1e-11, atol=1e-11)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    b=st.integers(1, 3),
+    c=st.integers(1, 5),
+    o=st.integers(1, 5),
+    h=st.integers(1, 13),
+    w=st.integers(1, 13),
+    with_bias=st.booleans(),
+)
+def test_the_version_for_graphs_equals_the_convolution(b, c, o, h, w, with_bias):
+    x, weight = random(b, c, h, w), random(o, c, 3, 3)
+    bias = random(o) if with_bias else None
+    expected = F.conv2d(x, weight, bias, padding=1)
+    got = in_graph(x, weight, bias)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ('choice', 'channels', 'side', 'expected'),
+    [
+        ('graph', 128, 32, True),
+        ('graph', 127, 32, False),
+        ('graph', 128, 31, False),
+        ('portable', 128, 32, False),
+    ],
+)
+def test_graphs_get_their_version_where_it_pays(
+    monkeypatch, choice: str, channels: int, side: int, expected: bool
+):
+    calls = []
+    monkeypatch.setattr(module, 'in_graph', lambda *args: calls.append(args))
+    x, weight = (
+        torch.zeros(1, channels, side, side),
+        torch.zeros(channels, channels, 3, 3),
+    )
+
+    with ops.use(choice):
+        ops.conv3x3(x, weight)
+
+    assert bool(calls) == expected
+
+
 @pytest.mark.parametrize(
     'memory_format', [torch.contiguous_format, torch.channels_last]
 )
@@ -70,10 +118,9 @@ def test_float32_is_as_near_to_float64_as_pytorchs():
     x, weight = random(1, 128, 34, 33).detach(), random(128, 128, 3, 3).detach() / 34
     exact = F.conv2d(x, weight, padding=1)
     x, weight = x.float(), weight.float()
-    errors = [(f - exact).norm() for f in (
-        winograd(x, weight), F.conv2d(x, weight, padding=1)
-    )]  # fmt: skip
-    assert errors[0] < 2 * errors[1]
+    versions = (winograd, in_graph, lambda x, weight: F.conv2d(x, weight, padding=1))
+    *errors, pytorchs = [(f(x, weight) - exact).norm() for f in versions]
+    assert max(errors) < 2 * pytorchs
 
 
 def used(layer: nn.Module, x: Tensor) -> bool:
