@@ -101,6 +101,15 @@ def test_a_deterministic_training_is_resumed_bit_for_bit(device, train, model):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def test_a_deterministic_training_is_validated(train):
+    runner = train(
+        randomness__deterministic=True,
+        train_cfg__max_iters=2,
+        train_cfg__val_interval=2,
+    )
+    assert 'val/mIoU' in runner.message_hub.log_scalars
+
+
 def losses_of(work_dir: Path) -> list[float]:
     (scalars,) = work_dir.rglob('scalars.json')
     lines = map(json.loads, scalars.read_text().splitlines())

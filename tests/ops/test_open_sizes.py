@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.export import Dim
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmseg_twins import ops
 from mmseg_twins.ops.open_sizes import averaging
@@ -41,3 +42,22 @@ def test_exported_with_open_sizes_it_is_right_at_others(function):
     for size in [(12, 17), (7, 5), (30, 8)]:
         x = torch.randn(2, 1, *size)
         torch.testing.assert_close(exported(x), function(x))
+
+
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_pooling_on_accelerators_repeats_itself_where_it_has_to(deterministic):
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    x = torch.ones(1, 2, 7, 5, device='meta')
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with Watch():
+            assert ops.adaptive_avg_pool(x, 3).shape == (1, 2, 3, 3)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert ('_adaptive_avg_pool2d' in seen) != deterministic
