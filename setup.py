@@ -77,6 +77,7 @@ EXTRAS_REQUIRE = {
     # Other openxlab releases pin a setuptools that is too old for torch.
     'mim': ['openmim==0.3.9', 'openxlab==0.0.11', SETUPTOOLS],
     'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
+    'openvino': ['openvino'],
     'test': ['hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'ruff'],
 }
 

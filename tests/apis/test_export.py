@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -9,10 +11,12 @@ from mmseg.models import SegDataPreProcessor
 from torch import nn
 
 from mmseg_twins.apis.export import (
+    describe_resizing,
     example_image,
     prepare,
     trace,
     use_package_heads,
+    write_onnx,
     write_program,
 )
 from mmseg_twins.apis.exported import DifferenceError, compare, load_program
@@ -34,6 +38,52 @@ def test_a_dynamic_program_is_right_at_every_size(make_segmentor, tmp_path):
     for size in SIZES:
         difference = compare(predict, segmentor, form, size)
         assert difference.difference < 1e-9 * difference.largest, size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('size', [(150, 171), (64, 64), (64, 107)])
+def test_the_page_predicts_in_windows_as_the_segmentor_does(
+    make_segmentor, tmp_path, size
+):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnxscript', reason='comes with the extra `deploy`')
+    page = (Path(__file__).parents[2] / 'docs/deployment.md').read_text('utf-8')
+    (block,) = [
+        block
+        for block in page.split('```python\n')
+        if 'def predict_in_windows' in block
+    ]
+    text, _ = block.split('\n\n\nsession = ')
+    names: dict = {}
+    exec(text, names)
+    segmentor = make_segmentor(stages=2, depths=(1, 1)).float()
+    program = trace(prepare(segmentor), batch=1, height=64, width=64, dynamic=False)
+    write_onnx(program, tmp_path / 'out.onnx', {}, output='logits', opset=None)
+    session = onnxruntime.InferenceSession(tmp_path / 'out.onnx')
+    image = torch.randn(3, *size)
+
+    labels = names['predict_in_windows'](session, image.numpy(), window=64, stride=43)
+
+    segmentor.test_cfg = ConfigDict(
+        mode='slide', crop_size=(64, 64), stride=(43, 43), keep_logits=True
+    )
+    (sample,) = segmentor.predict(image[None])
+    logits = sample.seg_logits.data
+    differ = torch.from_numpy(labels) != sample.pred_sem_seg.data[0]
+    largest = logits.topk(2, dim=0).values
+    assert len(sample.pred_sem_seg.data.unique()) > 1
+    assert not (differ & (largest[0] - largest[1] > 1e-5 * logits.abs().max())).any()
+
+
+def test_what_is_not_resized_inside_is_said():
+    resize = dict(type='Resize', scale=(2048, 512), keep_ratio=True)
+    cfg = ConfigDict(test_dataloader=dict(dataset=dict(pipeline=[resize])))
+    text = 'not resized inside: resize before'
+
+    assert describe_resizing(cfg) == (
+        f'{text} (the config: Resize(scale=(2048, 512), keep_ratio=True))'
+    )
+    assert describe_resizing(ConfigDict()) == text
 
 
 @torch.no_grad()

@@ -182,10 +182,11 @@ def test_openvino_computes_the_same(folder: Path, monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures('deploy')
-def test_classes_of_bytes_are_those_of_the_segmentor(folder: Path):
+def test_classes_of_bytes_are_those_of_the_segmentor(folder: Path, capsys):
     save_checkpoint('weights.pth')
     arguments = 'small.py weights.pth out.onnx --size 64 96 --output classes'
     assert main([*arguments.split(), '--embed-preprocessing']) == 0
+    assert 'not resized inside' in capsys.readouterr().out
 
     segmentor = build_segmentor(Config.fromfile('small.py'))
     load_weights(segmentor, 'weights.pth')
