@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor
 
 from ..errors import SettingError
@@ -112,7 +113,11 @@ def _may_use_cpu_version(*tensors: Tensor) -> bool:
 
 
 def _is_for_graph() -> bool:
-    return (_choice.get() or _default) == 'graph'
+    # A compiler cannot read the choice.
+    return (
+        not torch.compiler.is_dynamo_compiling()
+        and (_choice.get() or _default) == 'graph'
+    )
 
 
 def _is_on_accelerator(x: Tensor) -> bool:
