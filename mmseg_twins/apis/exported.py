@@ -18,8 +18,9 @@ from .export import ExportForm, classify, example_image, first_line
 
 #: Logits may differ by this, and by this share of the largest logit.
 TOLERANCE = 1e-3
-#: The same for weights in half precision, which rounds by up to 1/2048 of a weight.
-TOLERANCE_FP16 = 1e-2
+#: With weights in half precision, which rounds each by up to 1/2048 of it, logits may
+#: differ by this share of the largest one.
+TOLERANCE_FP16 = 5e-3
 #: Batch, height and width at which a dynamic file is checked, besides the given ones:
 #: a single window of 7 in the last stage; one side a multiple of the window at 1/4
 #: resolution; several images; sides that are no multiples of a patch.
@@ -48,20 +49,14 @@ class Difference:
             half of what the logit of its class is below the largest logit of a pixel,
             at most: logits that differ by no more can lead to that class.
         other: share of pixels whose classes differ.
-        tolerance: the largest difference of logits that passes, and its share of the
-            largest logit.
+        limit: the largest difference that passes.
     """
 
     size: tuple[int, int, int]
     largest: float
     difference: float
     other: float
-    tolerance: float = TOLERANCE
-
-    @property
-    def limit(self) -> float:
-        """The largest difference that passes."""
-        return self.tolerance * min(1.0, self.largest)
+    limit: float
 
     @property
     def passes(self) -> bool:
@@ -136,7 +131,8 @@ def compare(
     segmentor: EncoderDecoder,
     form: ExportForm,
     size: tuple[int, int, int],
-    tolerance: float = TOLERANCE,
+    *,
+    fp16_weights: bool = False,
 ) -> Difference:
     """Compare on random images.
 
@@ -145,7 +141,7 @@ def compare(
         segmentor: the one that the form is of.
         form: tells the kind of image and of output.
         size: batch, height and width.
-        tolerance: of the difference that is returned.
+        fp16_weights: whether the file's weights are in half precision.
 
     Raises:
         DifferenceError: the file fails, or its result has another shape.
@@ -171,12 +167,15 @@ def compare(
         result = classify(result, threshold)
     else:
         difference = regret(logits, result, threshold) / 2
+    largest = float(logits.abs().max())
     return Difference(
         size=size,
-        largest=float(logits.abs().max()),
+        largest=largest,
         difference=float(difference.nan_to_num(float('inf'))),
         other=float((result != classes).double().mean()),
-        tolerance=tolerance,
+        limit=TOLERANCE_FP16 * largest
+        if fp16_weights
+        else TOLERANCE * min(1.0, largest),
     )
 
 

@@ -199,3 +199,23 @@ def test_classes_are_as_wrong_as_the_logits_that_lead_to_them(make_segmentor):
     assert right.difference == right.other == 0
     assert not wrong.passes
     assert wrong.other == 1
+
+
+@pytest.mark.parametrize(
+    ('share', 'fp16_weights', 'passes'),
+    [(4e-3, True, True), (6e-3, True, False), (4e-3, False, False)],
+)
+def test_weights_in_half_precision_may_differ_more(
+    make_segmentor, share: float, fp16_weights: bool, passes: bool
+):
+    segmentor = make_segmentor()
+    form = prepare(segmentor)
+    difference = compare(
+        lambda image: form(image) * (1 + share),
+        segmentor,
+        form,
+        (1, 64, 64),
+        fp16_weights=fp16_weights,
+    )
+
+    assert difference.passes == passes
