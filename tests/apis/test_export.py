@@ -201,6 +201,7 @@ def test_classes_are_as_wrong_as_the_logits_that_lead_to_them(make_segmentor):
     assert wrong.other == 1
 
 
+@torch.no_grad()
 @pytest.mark.parametrize(
     ('share', 'fp16_weights', 'passes'),
     [(4e-3, True, True), (6e-3, True, False), (4e-3, False, False)],
