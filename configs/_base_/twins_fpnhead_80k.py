@@ -25,4 +25,5 @@ default_hooks = dict(
     checkpoint=dict(type='mmseg_twins.CheckpointHook'),
     resuming=dict(type='mmseg_twins.ExactResume'),
     numbers=dict(type='mmseg_twins.CheckNumbers'),
+    preemption=dict(type='mmseg_twins.Preemption'),
 )

@@ -142,6 +142,7 @@ default_hooks = dict(
     ),
     resuming=dict(type='mmseg_twins.ExactResume'),
     numbers=dict(type='mmseg_twins.CheckNumbers'),
+    preemption=dict(type='mmseg_twins.Preemption'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )

@@ -80,8 +80,8 @@ class NumberedBatches:
     Args:
         batches: the batch sampler that chooses the indices.
         first: returns the number of finished batches when iteration starts.
-        endless: whether to skip ``first()`` batches and go through epoch after epoch,
-            as iteration-based training does. Otherwise an iteration is one epoch.
+        endless: whether to go through epoch after epoch, as iteration-based training
+            does. Otherwise an iteration is what is left of one epoch.
         rank: of this process.
         world_size: number of processes.
     """
@@ -108,7 +108,10 @@ class NumberedBatches:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield batches of pairs, an index and the sample's number."""
         first = self.first()
-        batches = islice(self._epochs(), first, None) if self.endless else self.batches
+        if self.endless:
+            batches = islice(self._epochs(), first, None)
+        else:
+            batches = islice(self.batches, first % len(self.batches), None)
         for number, batch in enumerate(batches, start=first):
             # mmengine's samplers deal samples to the processes in turn.
             start = number * self.batches.batch_size * self.world_size + self.rank

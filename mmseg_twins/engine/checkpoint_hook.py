@@ -122,6 +122,32 @@ class CheckpointHook(MMEngineCheckpointHook):
             )
             runner.val_loop.run()
 
+    def save_now(self, runner: Runner, *, done: int, epoch: int) -> str:
+        """Save a run that ends early, unless it is saved at this point already.
+
+        Within an epoch, a hook that counts by epochs saves ``iter_N.pth``, which
+        ``max_keep_ckpts`` does not count.
+
+        Args:
+            runner: of the training.
+            done: finished iterations.
+            epoch: finished epochs.
+
+        Returns:
+            The path of the checkpoint.
+        """
+        step = epoch if self.by_epoch else done
+        meta = dict(epoch=epoch, iter=done)
+        if self.by_epoch and done != epoch * len(runner.train_loop.dataloader):
+            name = f'iter_{done}.pth'
+            path = self.file_backend.join_path(self.out_dir, name)
+            self._write(runner, name, meta, by_epoch=False)
+            self._note_last(runner, path)
+            return path
+        if self.last_ckpt != self._path(step):
+            self._save_checkpoint_with_step(runner, step, meta)
+        return self._path(step)
+
     def after_val(self, runner: Runner) -> None:
         """Note that a validation has finished."""
         if self._is_training and is_main_process():
@@ -163,21 +189,30 @@ class CheckpointHook(MMEngineCheckpointHook):
         hub.update_info('last_ckpt', self.last_ckpt)
         # If the run is killed before the removal, the resumed run makes up for it.
         hub.update_info(OUTDATED, list(self.file_backend.outdated))
+        self._write(
+            runner, self.filename_tmpl.format(step), meta, by_epoch=self.by_epoch
+        )
+        self._note_last(runner, self.last_ckpt)
+        if is_main_process():
+            self.file_backend.remove_outdated()
+        self.file_backend.outdated.clear()
+
+    def _write(self, runner: Runner, name: str, meta: dict, *, by_epoch: bool) -> None:
         runner.save_checkpoint(
             self.out_dir,
-            self.filename_tmpl.format(step),
+            name,
             self.file_client_args,
             save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler,
             meta=meta,
-            by_epoch=self.by_epoch,
+            by_epoch=by_epoch,
             backend_args=self.backend_args,
             **self.args,
         )
+
+    def _note_last(self, runner: Runner, path: str) -> None:
         if is_main_process():
-            self.file_backend.put_text(self.last_ckpt, Path(runner.work_dir, LAST))
-            self.file_backend.remove_outdated()
-        self.file_backend.outdated.clear()
+            WholeFiles().put_text(path, Path(runner.work_dir, LAST))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         """Do as mmengine, but remove the former best checkpoint last."""

@@ -1,0 +1,282 @@
+"""Ends a run at a scheduler's signal, with a checkpoint of all that it has done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import FrameType
+
+import torch
+from mmengine.dist import (
+    all_reduce,
+    broadcast_object_list,
+    get_comm_device,
+    get_world_size,
+    is_main_process,
+)
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..errors import SettingError
+from ..registry import HOOKS
+from .checkpoint_hook import CheckpointHook
+
+#: Exit status of a run that was ended by a signal and can be resumed: EX_TEMPFAIL.
+STATUS = 75
+# Launchers pass signals on to processes that have them already: within these seconds,
+# several are one.
+GRACE = 3.0
+
+
+class Preempted(SystemExit):
+    """Ends the process with the status ``STATUS``; no error, so without a traceback."""
+
+    def __init__(self) -> None:
+        super().__init__(STATUS)
+
+
+@HOOKS.register_module()
+class Preemption(Hook):
+    """Ends a training at a signal, after a checkpoint.
+
+    At the first signal the iteration is finished; a validation ends after the batch at
+    hand, and is repeated by the resumed run. All processes of a run end at the same
+    iteration, at most one later than a single one would, whichever of them got the
+    signal. A checkpoint is saved, and the process exits with the status 75. Before the
+    first iteration there is nothing to save, and it exits at once. A signal more than
+    3 seconds after the first does what it would do without this hook.
+
+    Processes agree in one reduction of a number an iteration, whose result is read an
+    iteration later, so that nothing waits for an accelerator. A validation is agreed on
+    where all processes have the same number of batches, as mmengine's samplers deal
+    them; otherwise it is finished first.
+
+    Processes that load data ignore the signals, provided that they start after this
+    hook: those of training do with ``ExactResume``.
+
+    Args:
+        signals: names of the signals.
+        requeue: a command for the shell that submits the run again, such as
+            ``'scontrol requeue $SLURM_JOB_ID'``. The first process runs it after the
+            checkpoint is whole.
+
+    Raises:
+        SettingError: there is no such signal, or none that can be handled, or no
+            ``mmseg_twins.CheckpointHook`` that saves.
+
+    Example:
+        >>> default_hooks = dict(preemption=dict(type='mmseg_twins.Preemption'))
+    """
+
+    priority = (
+        'LOWEST'  # after the hooks that change what is saved, and those that save
+    )
+
+    def __init__(
+        self,
+        signals: Sequence[str] = ('SIGTERM', 'SIGUSR1', 'SIGINT'),
+        requeue: str | None = None,
+    ) -> None:
+        self.signals = [signal_named(name) for name in signals]
+        self.requeue = requeue
+        self._received: signal.Signals | None = None
+        self._received_at = 0.0
+        self._originals: dict[signal.Signals, signal._HANDLER] = {}
+        self._pid = 0
+        self._is_starting = False
+        self._is_polled = True  # validations
+        self._ends_with_epoch = False
+        self._pending: Tensor | None = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Handle signals while the training loop runs, and no longer."""
+        loop = runner._train_loop
+        if not isinstance(loop, BaseLoop):  # a test, or a validation alone
+            return
+        if not any(isinstance(hook, CheckpointHook) for hook in runner.hooks):
+            raise SettingError(
+                'Preemption: no hook saves the checkpoint; give default_hooks='
+                "dict(checkpoint=dict(type='mmseg_twins.CheckpointHook', ...))"
+            )
+        loop.run = partial(self._handle_signals, runner, loop.run)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Let processes that are still to start ignore the signals."""
+        shield(runner.train_loop.dataloader, self.signals)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        """From here on there is something to save."""
+        self._is_starting = False
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """End here, or with the epoch if this is its last iteration."""
+        if not self._agree():
+            return
+        loop, done = runner.train_loop, runner.iter + 1
+        by_epoch = isinstance(loop, EpochBasedTrainLoop)
+        if by_epoch and done % len(loop.dataloader) == 0:
+            self._ends_with_epoch = True
+        else:
+            self._end(runner, done, runner.epoch)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """End after an epoch, once its schedules have been stepped."""
+        if self._ends_with_epoch:
+            self._end(runner, runner.iter, runner.epoch + 1)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Find out whether all processes count the same batches."""
+        if self._originals and get_world_size() > 1:
+            count = len(runner.val_loop.dataloader)
+            counts = torch.tensor([count, -count], device=get_comm_device())
+            all_reduce(counts, 'max')
+            self._is_polled = bool(counts.sum() == 0)
+
+    def before_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        """End in a validation, which the resumed run repeats."""
+        if not self._originals or not self._is_polled or not self._agree():
+            return
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):  # gives the model its own weights back
+                hook.after_val_epoch(runner)
+        self._end(runner, runner.iter, runner.epoch)
+
+    def _handle_signals(self, runner: Runner, run: Callable) -> torch.nn.Module:
+        self._received = self._pending = None
+        self._ends_with_epoch = False
+        self._is_starting, self._pid = True, os.getpid()
+        if runner.val_loop is not None:
+            shield(runner.val_loop.dataloader, self.signals)
+        handler = partial(self._receive, runner)
+        try:
+            self._originals = {
+                each: signal.signal(each, handler) for each in self.signals
+            }
+        except ValueError:  # Python handles signals in its main thread alone
+            runner.logger.warning(
+                'Preemption: the training runs in a thread, where signals cannot be '
+                'handled'
+            )
+        try:
+            return run()
+        finally:
+            self._restore()
+            # At its exit, Python waits for processes that ignore how it ends them.
+            loop = runner.train_loop
+            close = getattr(getattr(loop, 'dataloader_iterator', None), 'close', None)
+            if close is not None:
+                close()
+            for each in filter(None, (loop, runner.val_loop)):
+                each.dataloader._iterator = None
+
+    def _restore(self) -> None:
+        for each, original in self._originals.items():
+            signal.signal(each, original)
+        self._originals = {}
+
+    def _receive(self, runner: Runner, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a process that was forked before it was shielded
+            return
+        now = time.monotonic()
+        if self._received is None:
+            self._received, self._received_at = signal.Signals(number), now
+            if self._is_starting:
+                runner.logger.warning(
+                    f'{self._received.name}: the run ends before its first iteration; '
+                    f'nothing is to be saved (exit status {STATUS})'
+                )
+                self._submit_again(runner)
+                raise Preempted
+        elif now - self._received_at > GRACE:
+            self._restore()
+            os.kill(self._pid, number)
+
+    def _agree(self) -> bool:
+        """Return whether a process has got a signal, the same in all processes."""
+        received = self._received is not None
+        if get_world_size() == 1:
+            return received
+        before, self._pending = (
+            self._pending,
+            torch.full((1,), float(received), device=get_comm_device()),
+        )
+        all_reduce(self._pending, 'max')
+        return before is not None and bool(before)
+
+    def _end(self, runner: Runner, done: int, epoch: int) -> None:
+        """Save, submit the run again, and end the process.
+
+        Args:
+            runner: of the training.
+            done: finished iterations.
+            epoch: finished epochs.
+        """
+        hook = next(each for each in runner.hooks if isinstance(each, CheckpointHook))
+        path = hook.save_now(runner, done=done, epoch=epoch)
+        names = [self._received.name if self._received else 'a signal elsewhere']
+        broadcast_object_list(names)
+        runner.logger.warning(
+            f'{names[0]}: the run ends after iteration {done}; {path} is saved, and '
+            f'--resume goes on from there (exit status {STATUS})'
+        )
+        self._submit_again(runner)
+        raise Preempted
+
+    def _submit_again(self, runner: Runner) -> None:
+        if self.requeue is None or not is_main_process():
+            return
+        done = subprocess.run(self.requeue, shell=True, capture_output=True, text=True)
+        said = (done.stderr or done.stdout).strip().replace('\n', ' ')
+        if done.returncode == 0:
+            runner.logger.info(f'The run is submitted again: {self.requeue} {said}')
+        else:
+            runner.logger.error(
+                f'Preemption: requeue={self.requeue!r} failed with status '
+                f'{done.returncode} ({said or "it printed nothing"}); submit the run '
+                'again by hand, with --resume'
+            )
+
+
+def signal_named(name: str) -> signal.Signals:
+    """Return a signal that a process can handle.
+
+    Raises:
+        SettingError: there is none of this name.
+    """
+    found = getattr(signal.Signals, str(name), None)
+    if not isinstance(found, signal.Signals) or name in ('SIGKILL', 'SIGSTOP'):
+        raise SettingError(
+            f'Preemption: signals has {name!r}; give names of signals that a process '
+            'can handle, such as SIGTERM, SIGUSR1, SIGUSR2 or SIGINT'
+        )
+    return found
+
+
+def shield(loader: DataLoader, signals: Sequence[signal.Signals]) -> None:
+    """Let the processes that a loader is going to start ignore signals."""
+    loader.worker_init_fn = partial(_ignore, signals, loader.worker_init_fn)
+
+
+def _ignore(
+    signals: Sequence[signal.Signals], then: Callable | None, worker: int
+) -> None:
+    for each in signals:
+        signal.signal(each, signal.SIG_IGN)
+    if then is not None:
+        then(worker)

@@ -1,0 +1,336 @@
+"""A signal ends a run with a checkpoint, from which it goes on bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from builders import ROOT
+from mmseg_twins.engine import preemption
+from mmseg_twins.engine.preemption import STATUS, Preempted, Preemption
+from mmseg_twins.errors import SettingError
+from mmseg_twins.registry import HOOKS
+
+SIGNAL = signal.SIGUSR1
+
+
+@HOOKS.register_module(force=True)
+class SendSignal(Hook):
+    """Sends a signal to this process at a moment of a training."""
+
+    def __init__(self, moment: str, at: int, number: int = SIGNAL) -> None:
+        self.moment, self.at, self.number = moment, at, number
+
+    def _send(self, moment: str, runner) -> None:
+        if self.moment == moment and runner.iter == self.at:
+            os.kill(os.getpid(), self.number)
+
+    def before_train(self, runner) -> None:
+        self._send('start', runner)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self._send('step', runner)
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self._send('validation', runner)
+
+
+def sending(moment: str, at: int) -> dict:
+    return dict(
+        custom_hooks=[dict(type='mmseg_twins.SendSignal', moment=moment, at=at)]
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.glob('*.pth'))
+
+
+def saved(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def assert_equal(first: dict, second: dict, *keys: str) -> None:
+    for key in keys:
+        assert first[key].keys() == second[key].keys()
+        for name, value in first[key].items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, second[key][name]), name
+
+
+EVERY_THREE = dict(
+    default_hooks__checkpoint__interval=3,
+    train_cfg__max_iters=6,
+    train_cfg__val_interval=3,
+)
+
+
+def test_a_signal_in_a_step_saves_that_iteration(train, tmp_path: Path):
+    with pytest.raises(Preempted) as ended:
+        train(**EVERY_THREE, **sending('step', 1))
+    assert ended.value.code == STATUS == 75
+    assert names(tmp_path / 'run') == ['iter_2.pth']
+    assert saved(tmp_path / 'run/iter_2.pth')['meta']['iter'] == 2
+
+    train(**EVERY_THREE, resume=True)
+    train('whole', **EVERY_THREE)
+    both = [saved(tmp_path / run / 'iter_6.pth') for run in ('run', 'whole')]
+    assert_equal(*both, 'state_dict')
+
+
+def test_a_validation_is_left_and_repeated(train, tmp_path: Path):
+    averaged = dict(type='EMAHook', momentum=0.25)
+    hooks = dict(sending('validation', 3))
+    hooks['custom_hooks'] = [*hooks['custom_hooks'], averaged]
+    with pytest.raises(Preempted):
+        train(**EVERY_THREE, **hooks)
+    assert names(tmp_path / 'run') == ['iter_3.pth']
+    assert not (tmp_path / 'run/last_validation').exists()
+
+    train(**EVERY_THREE, resume=True, custom_hooks=[averaged])
+    train('whole', **EVERY_THREE, custom_hooks=[averaged])
+    both = [saved(tmp_path / run / 'iter_6.pth') for run in ('run', 'whole')]
+    assert_equal(*both, 'state_dict', 'ema_state_dict')
+    assert (tmp_path / 'run/last_validation').read_text().strip() == '6'
+
+
+def test_weights_saved_in_a_validation_are_the_models_not_the_averages(
+    train, tmp_path: Path
+):
+    averaged = dict(type='EMAHook', momentum=0.25)
+    settings = {**EVERY_THREE, 'train_cfg__val_interval': 2}
+    hooks = [*sending('validation', 2)['custom_hooks'], averaged]
+    with pytest.raises(Preempted):
+        train(**settings, custom_hooks=hooks)
+    train(
+        'whole',
+        **{**settings, 'train_cfg__max_iters': 2},
+        custom_hooks=[averaged],
+        default_hooks__checkpoint=dict(interval=2),
+    )
+    both = [saved(tmp_path / run / 'iter_2.pth') for run in ('run', 'whole')]
+    assert_equal(*both, 'state_dict', 'ema_state_dict')
+
+
+def test_before_the_first_iteration_nothing_is_saved(train, tmp_path: Path):
+    with pytest.raises(Preempted):
+        train(**EVERY_THREE, **sending('start', 0))
+    assert not names(tmp_path / 'run')
+
+
+def test_a_resumed_run_that_has_not_begun_keeps_its_checkpoint(train, tmp_path: Path):
+    train(**{**EVERY_THREE, 'train_cfg__max_iters': 3})
+    with pytest.raises(Preempted):
+        train(**EVERY_THREE, **sending('start', 3), resume=True)
+    assert names(tmp_path / 'run') == ['iter_3.pth']
+
+
+def test_a_checkpoint_that_is_due_is_saved_once(train, tmp_path: Path, monkeypatch):
+    steps = []
+    save = preemption.CheckpointHook._save_checkpoint_with_step
+    monkeypatch.setattr(
+        preemption.CheckpointHook,
+        '_save_checkpoint_with_step',
+        lambda self, runner, step, meta: (
+            steps.append(step),
+            save(self, runner, step, meta),
+        ),
+    )
+    with pytest.raises(Preempted):
+        train(**EVERY_THREE, **sending('step', 2))
+    assert steps == [3]
+
+
+EPOCHS = dict(
+    train_cfg=dict(
+        _delete_=True, type='EpochBasedTrainLoop', max_epochs=3, val_interval=9
+    ),
+    train_dataloader__sampler=dict(type='DefaultSampler', shuffle=True),
+    param_scheduler=[dict(type='StepLR', step_size=1, gamma=0.1, by_epoch=True)],
+    default_hooks__checkpoint=dict(by_epoch=True, interval=1),
+)
+
+
+@pytest.mark.parametrize('at', [1, 2, 3])
+def test_training_by_epochs_goes_on_within_the_epoch(train, tmp_path: Path, at: int):
+    with pytest.raises(Preempted):
+        train(**EPOCHS, **sending('step', at))
+    train(**EPOCHS, resume=True)
+    train('whole', **EPOCHS)
+    both = [saved(tmp_path / run / 'epoch_3.pth') for run in ('run', 'whole')]
+    assert_equal(*both, 'state_dict')
+    assert both[0]['param_schedulers'] == both[1]['param_schedulers']
+
+
+def test_handlers_are_put_back(train):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, SIGNAL)]
+    with pytest.raises(Preempted):
+        train(**EVERY_THREE, **sending('step', 1))
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, SIGNAL)] == before
+
+
+def test_a_run_without_the_checkpoint_hook_says_what_is_missing(train):
+    with pytest.raises(SettingError, match=r'mmseg_twins\.CheckpointHook'):
+        train(default_hooks__checkpoint=None)
+
+
+@pytest.mark.parametrize('name', ['SIGNOTHING', 'SIGKILL', 9, 'SIG_IGN'])
+def test_unknown_signals_are_named(name):
+    with pytest.raises(SettingError, match=f'signals has {name!r}'):
+        Preemption(signals=['SIGTERM', name])
+
+
+def requeue(command: str) -> dict:
+    return dict(default_hooks__preemption=dict(requeue=command))
+
+
+def test_the_run_is_submitted_again_once_its_checkpoint_is_there(
+    train, tmp_path: Path, monkeypatch
+):
+    script = tmp_path / 'scontrol'
+    script.write_text(f'#!/bin/sh\n(echo "$@"; ls {tmp_path}/run) > {tmp_path}/called')
+    script.chmod(0o755)
+    monkeypatch.setenv('SLURM_JOB_ID', '17')
+    with pytest.raises(Preempted):
+        train(
+            **EVERY_THREE,
+            **sending('step', 1),
+            **requeue(f'{script} requeue $SLURM_JOB_ID'),
+        )
+    job, *files = (tmp_path / 'called').read_text().splitlines()
+    assert job == 'requeue 17'
+    assert {'iter_2.pth', 'last_checkpoint'} <= set(files)
+
+
+def test_a_requeue_that_fails_leaves_checkpoint_and_status(train, tmp_path, capfd):
+    with pytest.raises(Preempted) as ended:
+        train(**EVERY_THREE, **sending('step', 1), **requeue('echo no; exit 3'))
+    assert ended.value.code == STATUS
+    assert names(tmp_path / 'run') == ['iter_2.pth']
+    log = ''.join(file.read_text() for file in (tmp_path / 'run').rglob('*.log'))
+    assert "requeue='echo no; exit 3' failed with status 3 (no)" in log
+
+
+CONFIG = """
+_base_ = {base!r}
+data_root = {data!r}
+workers = dict(num_workers={workers}, persistent_workers={workers} > 0)
+widths = [8, 16, 24, 32]
+model = dict(
+    backbone=dict(embed_dims=widths),
+    neck=dict(in_channels=widths, out_channels=8),
+    decode_head=dict(in_channels=[8] * 4, channels=8),
+)
+train_dataloader = dict(batch_size=2, dataset=dict(data_root=data_root), **workers)
+val_dataloader = dict(dataset=dict(data_root=data_root), **workers)
+test_dataloader = val_dataloader
+train_cfg = dict(max_iters=100000, val_interval=100000)
+default_hooks = dict(checkpoint=dict(interval=100000), logger=dict(interval=1))
+"""
+
+
+def start(folder: Path, scenes: Path, *, workers: int = 0, processes: int = 0):
+    """Start a training that does not end by itself, and wait for its first steps."""
+    (folder / 'config.py').write_text(
+        CONFIG.format(
+            base=str(ROOT / 'configs/demo/twins_svt_fpn_streets.py'),
+            data=str(scenes.absolute()),
+            workers=workers,
+        )
+    )
+    torchrun = [
+        *('-m', 'torch.distributed.run', '--standalone'),
+        *('--nproc-per-node', str(processes)),
+    ]
+    command = [sys.executable, *(torchrun if processes else [])]
+    process = subprocess.Popen(
+        [*command, str(ROOT / 'tools/train.py'), 'config.py', '--work-dir', 'run'],
+        cwd=folder,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+        stdout=(folder / 'out.txt').open('w'),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    wait_for(
+        lambda: 'Iter(train) [     3/' in (folder / 'out.txt').read_text(), process
+    )
+    return process
+
+
+def wait_for(happened, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
+def test_a_whole_process_group_ends_without_a_traceback(
+    name: str, scenes: Path, tmp_path: Path
+):
+    process = start(tmp_path, scenes, workers=2)
+    os.killpg(process.pid, signal.Signals[name])
+    assert process.wait(60) == STATUS
+    out = (tmp_path / 'out.txt').read_text()
+    assert f'{name}: the run ends after iteration' in out
+    assert 'Traceback' not in out
+    assert len(names(tmp_path / 'run')) == 1
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path):
+    program = """
+        import os, signal, time
+        from mmseg_twins.engine import preemption
+        preemption.GRACE = 0.2
+        hook = preemption.Preemption()
+        hook._pid = os.getpid()
+        hook._originals = {signal.SIGTERM: signal.SIG_DFL}
+        signal.signal(signal.SIGTERM, lambda *args: hook._receive(None, *args))
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print('both are one', flush=True)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print('still here', flush=True)
+    """
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.stdout == 'both are one\n', done.stderr
+    assert done.returncode == -signal.SIGTERM
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(
+        ['pgrep', '-P', str(pid)], capture_output=True, text=True
+    ).stdout
+    return [int(each) for each in found.split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('to_all', [False, True])
+def test_processes_end_at_the_same_iteration(
+    to_all: bool, scenes: Path, tmp_path: Path
+):
+    process = start(tmp_path, scenes, processes=2)
+    ranks = children(process.pid)
+    for pid in ranks if to_all else ranks[1:]:
+        os.kill(pid, SIGNAL)
+    assert process.wait(60) != 0
+    out = (tmp_path / 'out.txt').read_text()
+    assert f'exitcode  : {STATUS}' in out
+    assert len(names(tmp_path / 'run')) == 1
+    ended = 'SIGUSR1' if to_all else 'a signal elsewhere'
+    assert f'{ended}: the run ends after iteration' in out
