@@ -11,6 +11,7 @@ from .early_stopping import EarlyStopping
 from .exact_resume import ExactResume
 from .full_disk import LocalVisBackend
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .preemption import Preemption
 from .start_from import StartFrom
 from .strict_loading import StrictLoading
 
@@ -24,6 +25,7 @@ __all__ = [
     'ExactResume',
     'LayerDecayOptimWrapperConstructor',
     'LocalVisBackend',
+    'Preemption',
     'StartFrom',
     'StrictLoading',
 ]
