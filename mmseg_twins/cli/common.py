@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.config.utils import ConfigParsingError
 from mmengine.registry import RUNNERS
@@ -127,7 +128,7 @@ def one_sentence_errors(
 def run_errors(
     parser: argparse.ArgumentParser,
     where: str,
-    kept: Callable[[], str] | None = None,
+    last: Callable[[], str | None] | None = None,
 ) -> Iterator[None]:
     """Do as :func:`one_sentence_errors` for a run, whose other errors are raised.
 
@@ -136,16 +137,37 @@ def run_errors(
     Args:
         parser: gives the name of the program.
         where: what is said to be written where an error names no file.
-        kept: returns the end of the sentence about a full disk.
+        last: of a training, returns the newest whole checkpoint.
     """
     with one_sentence_errors(parser, (SettingError, CheckpointError)):
         try:
             with naming(where, 'those before it are kept'):
                 yield
         except WritingError as error:
-            if kept is None:
+            if last is None:
                 raise
-            raise WritingError(f'{error}; {kept()}') from error
+            advice = going_on(last(), 'make room, and go on')
+            raise WritingError(f'{error}; {advice}') from error
+        except RuntimeError as error:
+            if last is None or not is_lost_peer(error):
+                raise
+            raise TrainingError(
+                'another process of this run has ended or does not answer '
+                f'({str(error).splitlines()[0]}); {going_on(last(), "go on")}'
+            ) from error
+
+
+def going_on(whole: str | None, advice: str) -> str:
+    """Return what a run can go on from, as the end of a sentence."""
+    if whole is None:
+        return 'there is no checkpoint to go on from'
+    return f'{whole} is whole: {advice} with --resume'
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Return whether PyTorch raised an error because another process is gone."""
+    is_own = isinstance(error, torch.distributed.DistError)
+    return is_own or 'gloo/transport/' in str(error)
 
 
 def sentence(error: Exception) -> str:

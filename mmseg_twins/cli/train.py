@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli.require_work_dir(cfg)
         choose_start(cfg, args)
     where = f'a file in {cfg.work_dir}'
-    with cli.run_errors(parser, where, lambda: kept(cfg)):
+    with cli.run_errors(parser, where, lambda: find_whole_checkpoint(cfg.work_dir)):
         runner = cli.build_runner(cfg)
         if args.replay is None:
             runner.train()
@@ -103,14 +103,6 @@ def choose_start(cfg: Config, args: argparse.Namespace) -> None:
         require_training_state(cfg.load_from)
     elif not resume_from_whole_checkpoint(cfg):
         print(f'nothing to resume in {cfg.work_dir}: training starts anew')
-
-
-def kept(cfg: Config) -> str:
-    """Return what a run can go on from, as the end of a sentence."""
-    whole = find_whole_checkpoint(cfg.work_dir)
-    if whole is None:
-        return 'there is no checkpoint to go on from'
-    return f'{whole} is whole: make room, and go on with --resume'
 
 
 def use_mixed_precision(cfg: Config) -> None:

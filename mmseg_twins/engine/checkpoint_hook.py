@@ -12,12 +12,13 @@ import re
 import shutil
 from pathlib import Path
 
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from ..checkpoints.writing import replacing
+from ..errors import CheckpointError
 from ..registry import HOOKS
 from .latest import LAST, find_whole_checkpoint
 
@@ -99,14 +100,22 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Choose the checkpoint to resume from, before mmengine does.
 
         Raises:
-            CheckpointError: there are checkpoints, but each is damaged.
+            CheckpointError: there are checkpoints, but each is damaged, or processes
+                see different ones.
         """
-        if runner._resume is True and runner._load_from is None:
+        if runner._resume and runner._load_from is None:
             runner._load_from = find_whole_checkpoint(runner.work_dir)
+        if runner._resume:
+            require_same(runner._load_from or 'no checkpoint', runner.work_dir)
 
     def before_train(self, runner: Runner) -> None:
-        """Finish what a killed run has left undone, its last validation included."""
+        """Finish what a killed run has left undone, its last validation included.
+
+        Raises:
+            CheckpointError: processes resume from different iterations.
+        """
         super().before_train(runner)
+        require_same(f'{runner._load_from} (iteration {runner.iter})', runner.work_dir)
         if isinstance(self.file_backend, LocalBackend):
             self.backend_args = dict(backend=BACKEND)
             self.file_backend = get_file_backend(backend_args=self.backend_args)
@@ -225,6 +234,22 @@ class CheckpointHook(MMEngineCheckpointHook):
         return self.file_backend.join_path(
             self.out_dir, self.filename_tmpl.format(step)
         )
+
+
+def require_same(found: str, work_dir: str) -> None:
+    """Check that all processes of a run have found the same.
+
+    Raises:
+        CheckpointError: they have not; all of them raise it.
+    """
+    everywhere = all_gather_object(found)
+    for rank, other in enumerate(everywhere):
+        if other != everywhere[0]:
+            raise CheckpointError(
+                f'the processes of the run disagree on where to resume: process 0 '
+                f'finds {everywhere[0]}, process {rank} {other}; {work_dir} has to be '
+                'the same folder on all machines'
+            )
 
 
 def position(runner: Runner) -> int:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from mmengine.evaluator import Evaluator
 
-from mmseg_twins.engine.checkpoint_hook import WholeFiles
+from mmseg_twins.engine import checkpoint_hook
+from mmseg_twins.engine.checkpoint_hook import WholeFiles, require_same
+from mmseg_twins.errors import CheckpointError
 
 EVERY_TWO = dict(train_cfg__val_interval=2, train_cfg__max_iters=4)
 ONE = dict(default_hooks__checkpoint__max_keep_ckpts=1)
@@ -142,3 +144,13 @@ def test_removal_waits(tmp_path: Path):
     backend.remove_outdated()
     assert list(file.parent.iterdir()) == []
     assert backend.outdated == []
+
+
+def test_processes_that_find_different_checkpoints_all_say_which(monkeypatch):
+    found = ['run/iter_8.pth', 'run/iter_8.pth', 'no checkpoint']
+    monkeypatch.setattr(checkpoint_hook, 'all_gather_object', lambda each: found)
+    for each in found:
+        with pytest.raises(
+            CheckpointError, match=r'0 finds run/iter_8\.pth, process 2'
+        ):
+            require_same(each, 'run')

@@ -237,8 +237,7 @@ default_hooks = dict(checkpoint=dict(interval=100000), logger=dict(interval=1))
 """
 
 
-def start(folder: Path, scenes: Path, *, workers: int = 0, processes: int = 0):
-    """Start a training that does not end by itself, and wait for its first steps."""
+def write_config(folder: Path, scenes: Path, workers: int = 0) -> None:
     (folder / 'config.py').write_text(
         CONFIG.format(
             base=str(ROOT / 'configs/demo/twins_svt_fpn_streets.py'),
@@ -246,6 +245,32 @@ def start(folder: Path, scenes: Path, *, workers: int = 0, processes: int = 0):
             workers=workers,
         )
     )
+
+
+def start_rank(
+    rank: int, folder: Path, scenes: Path, *arguments: str, of: int = 2
+) -> subprocess.Popen:
+    """Start one process of a training that saves every second iteration."""
+    write_config(folder, scenes)
+    options = arguments or ('--cfg-options', 'default_hooks.checkpoint.interval=2')
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / 'tools/train.py'), 'config.py', '--work-dir', 'run']
+        + ['--launcher', 'pytorch', *options],
+        cwd=folder,
+        env={
+            **os.environ,
+            **dict(OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)),
+            **dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(of)),
+            **dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(29700 + os.getpid() % 200)),
+        },
+        stdout=(folder / f'out_{rank}.txt').open('w'),
+        stderr=subprocess.STDOUT,
+    )
+
+
+def start(folder: Path, scenes: Path, *, workers: int = 0, processes: int = 0):
+    """Start a training that does not end by itself, and wait for its first steps."""
+    write_config(folder, scenes, workers)
     torchrun = [
         *('-m', 'torch.distributed.run', '--standalone'),
         *('--nproc-per-node', str(processes)),
@@ -334,3 +359,21 @@ def test_processes_end_at_the_same_iteration(
     assert len(names(tmp_path / 'run')) == 1
     ended = 'SIGUSR1' if to_all else 'a signal elsewhere'
     assert f'{ended}: the run ends after iteration' in out
+
+
+@pytest.mark.slow
+def test_a_process_whose_peer_was_killed_says_so_and_the_run_goes_on(
+    scenes: Path, tmp_path: Path
+):
+    first, second = (start_rank(rank, tmp_path, scenes) for rank in range(2))
+    wait_for(lambda: names(tmp_path / 'run'), first)
+    second.kill()
+    assert first.wait(60) == 1
+    error = (tmp_path / 'out_0.txt').read_text().splitlines()[-1]
+    assert 'another process of this run has ended or does not answer' in error
+    assert 'is whole: go on with --resume' in error
+
+    last = {'train_cfg.max_iters': int((names(tmp_path / 'run')[-1])[5:-4]) + 2}
+    options = [f'{key}={value}' for key, value in last.items()]
+    one = start_rank(0, tmp_path, scenes, '--resume', '--cfg-options', *options, of=1)
+    assert one.wait(60) == 0
