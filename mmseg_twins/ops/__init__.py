@@ -29,6 +29,7 @@ from . import conv3x3 as _conv3x3
 from . import mlp as _mlp
 from . import pyramid_conv as _pyramid_conv
 from . import upsampled_cross_entropy as _cross_entropy
+from . import upsampled_labels as _labels
 from . import window_attention as _window_attention
 from .constants import constant
 from .differentiation import contiguous_gradient
@@ -36,13 +37,23 @@ from .drop_path import Kept, add_branch, draw_kept
 from .open_sizes import adaptive_avg_pool, pad_to_patches
 from .precision import in_autocast_type
 from .tracing import is_traced
-from .upsampled_labels import Axis, Labels, View, merged_labels, rows_to_hold
+from .upsampled_labels import (
+    Axis,
+    Strip,
+    Strips,
+    Tiling,
+    View,
+    rows_to_hold,
+    strip_labels,
+)
 from .window_attention import Windows, from_windows, to_windows
 
 __all__ = [
     'Axis',
     'Kept',
-    'Labels',
+    'Strip',
+    'Strips',
+    'Tiling',
     'View',
     'Windows',
     'adaptive_avg_pool',
@@ -54,11 +65,12 @@ __all__ = [
     'draw_kept',
     'from_windows',
     'in_autocast_type',
-    'merged_labels',
     'mlp',
     'pad_to_patches',
     'pyramid_conv3x3',
     'rows_to_hold',
+    'strip_labels',
+    'tiling',
     'to_windows',
     'upsampled_cross_entropy',
     'use',
@@ -243,3 +255,9 @@ def upsampled_cross_entropy(
     if _may_use_cpu_version(logits, labels):
         return _cross_entropy.on_cpu(*arguments)
     return _cross_entropy.portable(*arguments)
+
+
+def tiling(logits: Tensor) -> Tiling:
+    """Return how an image is cut into tiles, given logits of it, (..., classes)."""
+    in_cache = _may_use_cpu_version(logits)
+    return _labels.tiling(logits, in_cache=in_cache)

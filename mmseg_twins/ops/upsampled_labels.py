@@ -1,4 +1,4 @@
-r"""Labels of upsampled logits, without holding these at full resolution.
+r"""What becomes of upsampled logits, without holding these at full resolution.
 
 A decode head's logits, at 1/4 of the image's resolution, are upsampled, averaged where
 sliding windows overlap, cut to the image without its padding, mirrored, and resized to
@@ -14,6 +14,11 @@ the logits X of all windows, put side by side, the image's are ``R X C'``. The m
 R and C have a few entries in each row, and a tile of the image needs those rows and
 columns of X alone that its rows of R and of C touch.
 
+Use. :class:`Strips` hands out an image in strips of rows, each as soon as the logits
+that it needs are there, and a :class:`Strip` makes its tiles one by one. What becomes
+of a tile is up to who asks for it: :func:`strip_labels` keeps labels and, where wanted,
+their probability, and shows each tile to whoever sums something over all pixels.
+
 On a GPU, these products have the precision of matrix products, which is that of float32
 unless a user allows TF32 for them.
 """
@@ -22,7 +27,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,6 +38,8 @@ from .interpolation import source_places
 # Bytes of a tile's logits: within the cache of a CPU's core; few kernels elsewhere.
 CPU_BUDGET = 1 << 20
 ACCELERATOR_BUDGET = 256 << 20
+# Rows of a tile, at most: what a row does not touch is multiplied by zeros.
+HEIGHT = 64
 # Lists of blocks that are kept for later images of the same size.
 CACHE_SIZE = 64
 
@@ -83,6 +90,15 @@ class Taps(NamedTuple):
     weight: Tensor
 
 
+class Tiling(NamedTuple):
+    """How an image is cut into tiles: rows and columns of one, and of its logits."""
+
+    rows: int
+    columns: int
+    dtype: torch.dtype
+    device: torch.device
+
+
 class Block(NamedTuple):
     """Some neighboring rows of a matrix: which, what they touch, and how they mix it.
 
@@ -99,96 +115,117 @@ class Block(NamedTuple):
     matrix: Tensor
 
 
-class Labels:
-    """Labels of an image, made as soon as the logits that they need are there.
-
-    Args:
-        view: the image, whose logits are filled in row by row.
-        threshold: the least probability of the foreground, if there is one class.
-
-    Attributes:
-        labels: (H, W), int64.
-    """
-
-    def __init__(self, view: View, threshold: float | None) -> None:
-        self.labels = empty_labels(view)
-        self._view, self._threshold = view, threshold
-        strips = blocks(view.rows, *tiling(view.logits))
-        self._waiting = sorted(strips, key=lambda strip: strip.last, reverse=True)
-
-    def update(self, rows: int) -> None:
-        """Make the labels that need none but the first rows of all logits."""
-        while self._waiting and self._waiting[-1].last < rows:
-            strip = self._waiting.pop()
-            fill_strip(self.labels, [self._view], [strip], self._threshold)
-
-
-def merged_labels(views: Sequence[View], threshold: float | None) -> Tensor:
-    """Return the labels of an image by the mean of its views' probabilities.
-
-    Args:
-        views: of the image, with all of their logits; rows and columns of the same
-            final size.
-        threshold: the least probability of the foreground, if there is one class.
-
-    Returns:
-        (H, W), int64.
-    """
-    labels = empty_labels(views[0])
-    strips = (blocks(view.rows, *tiling(view.logits)) for view in views)
-    for rows in zip(*strips, strict=True):
-        fill_strip(labels, views, rows, threshold)
-    return labels
-
-
-def rows_to_hold(rows: Axis, like: Tensor) -> int:
-    """Return how many windows' rows of logits have to be there at a time.
+class Strip(NamedTuple):
+    """Some neighboring rows of an image, at full resolution.
 
     Args:
         rows: of the image.
-        like: logits, (..., classes).
+        views: of the image.
+        blocks: the rows, for each of the views.
+        tiling: of the image.
     """
+
+    rows: slice
+    views: Sequence[View]
+    blocks: Sequence[Block]
+    tiling: Tiling
+
+    def tiles(self) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Make the strip's tiles, from left to right.
+
+        Yields:
+            Columns of the image, and each view's logits there, (rows, columns,
+            classes), in float32 or float64.
+        """
+        _, *form = self.tiling
+        axes = [blocks(view.columns, *form) for view in self.views]
+        for columns in zip(*axes, strict=True):
+            tiles = map(upsampled_tile, self.views, self.blocks, columns)
+            yield columns[0].outputs, list(tiles)
+
+
+class Strips:
+    """The strips of an image, handed out as soon as their logits are there.
+
+    Args:
+        views: of the image; rows and columns of the same final size. Logits of a single
+            one may be filled in row by row.
+        tiling: of the image.
+    """
+
+    def __init__(self, views: Sequence[View], tiling: Tiling) -> None:
+        height, _, *form = tiling
+        axes = [blocks(view.rows, height, *form) for view in views]
+        strips = [
+            Strip(rows[0].outputs, views, rows, tiling)
+            for rows in zip(*axes, strict=True)
+        ]
+        self._waiting = sorted(reversed(strips), key=last_row, reverse=True)
+
+    def ready(self, rows: float = math.inf) -> Iterator[Strip]:
+        """Yield, once each, the strips that need none but the first rows of logits."""
+        while self._waiting and last_row(self._waiting[-1]) < rows:
+            yield self._waiting.pop()
+
+
+def last_row(strip: Strip) -> int:
+    """Return the last row of logits that a strip needs of any view."""
+    return max(block.last for block in strip.blocks)
+
+
+def rows_to_hold(rows: Axis, tiling: Tiling) -> int:
+    """Return how many windows' rows of logits have to be there at a time."""
+    height, _, *form = tiling
     return max(
         strip.last // rows.logits - int(strip.inputs[0]) // rows.logits + 1
-        for strip in blocks(rows, *tiling(like))
+        for strip in blocks(rows, height, *form)
     )
 
 
-def empty_labels(view: View) -> Tensor:
-    """Return an image's labels before they are made, (H, W), int64."""
-    size = (view.rows.size, view.columns.size)
-    return view.logits.new_empty(size, dtype=torch.int64)
+def strip_labels(
+    strip: Strip,
+    threshold: float | None,
+    *,
+    confidence: bool = False,
+    show: Callable[[slice, list[Tensor]], None] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the labels of a strip by the mean of its views' probabilities.
+
+    Args:
+        strip: of an image.
+        threshold: the least probability of the foreground, if there is one class.
+        confidence: whether to return the labels' probabilities.
+        show: is called with each tile's columns and logits, one for each view.
+
+    Returns:
+        Labels, (rows, W), int64, and the mean probability of each, float32 or float64,
+        or None.
+    """
+    view = strip.views[0]
+    size = strip.rows.stop - strip.rows.start, view.columns.size
+    labels = view.logits.new_empty(size, dtype=torch.int64)
+    kept = None
+    if confidence:
+        dtype = torch.promote_types(view.logits.dtype, torch.float32)
+        kept = view.logits.new_empty(size, dtype=dtype)
+    for columns, tiles in strip.tiles():
+        if show is not None:
+            show(columns, tiles)
+        if kept is None:
+            labels[:, columns] = tile_labels(tiles, threshold)
+        else:
+            labels[:, columns], kept[:, columns] = confident_labels(tiles, threshold)
+    return labels, kept
 
 
 @torch.no_grad()
-def fill_strip(
-    labels: Tensor,
-    views: Sequence[View],
-    rows: Sequence[Block],
-    threshold: float | None,
-) -> None:
-    """Make the labels of some rows, tile by tile.
-
-    Args:
-        labels: of the image, (H, W).
-        views: of the image.
-        rows: the rows, for each of the views.
-        threshold: the least probability of the foreground, if there is one class.
-    """
-    all_columns = [blocks(view.columns, *tiling(view.logits)) for view in views]
-    with torch.autocast(labels.device.type, enabled=False):
-        for columns in zip(*all_columns, strict=True):
-            tiles = list(map(upsampled_tile, views, rows, columns))
-            place = rows[0].outputs, columns[0].outputs
-            labels[place] = tile_labels(tiles, threshold)
-
-
 def upsampled_tile(view: View, rows: Block, columns: Block) -> Tensor:
     """Return an image's logits in some rows and columns, (rows, columns, classes)."""
     places = (rows.inputs % len(view.logits))[:, None], columns.inputs
     part = view.logits[places].to(rows.matrix.dtype)
-    wide = torch.matmul(columns.matrix, part)  # (rows of logits, columns, classes)
-    tile = rows.matrix @ wide.flatten(1)
+    with torch.autocast(part.device.type, enabled=False):
+        wide = torch.matmul(columns.matrix, part)  # (rows of logits, columns, classes)
+        tile = rows.matrix @ wide.flatten(1)
     return tile.unflatten(1, wide.shape[1:])
 
 
@@ -202,23 +239,51 @@ def tile_labels(tiles: Sequence[Tensor], threshold: float | None) -> Tensor:
     Returns:
         (rows, columns), int64 or bool.
     """
-    is_binary = tiles[0].shape[-1] == 1
-    if len(tiles) == 1 and not is_binary:  # the largest logit is the most probable
+    if len(tiles) == 1 and not is_binary(tiles):  # the largest logit: most probable
         return tiles[0].argmax(-1)
+    mean = mean_probabilities(tiles)
+    return mean[..., 0] > threshold if is_binary(tiles) else mean.argmax(-1)
+
+
+def confident_labels(
+    tiles: Sequence[Tensor], threshold: float | None
+) -> tuple[Tensor, Tensor]:
+    """Return the labels of :func:`tile_labels` and the probability of each."""
+    if is_binary(tiles):
+        foreground = mean_probabilities(tiles)[..., 0]
+        labels = foreground > threshold
+        return labels, torch.where(labels, foreground, 1 - foreground)
+    if len(tiles) == 1:
+        largest, labels = tiles[0].max(-1)
+        return labels, (largest - tiles[0].logsumexp(-1)).exp()
+    probability, labels = mean_probabilities(tiles).max(-1)
+    return labels, probability
+
+
+def mean_probabilities(tiles: Sequence[Tensor]) -> Tensor:
+    """Return the mean of views' probabilities, (rows, columns, classes)."""
     total = torch.zeros_like(tiles[0])
     for tile in tiles:
-        total += tile.sigmoid() if is_binary else tile.softmax(-1)
-    if is_binary:
-        return total[..., 0] / len(tiles) > threshold
-    return total.argmax(-1)
+        total += tile.sigmoid() if is_binary(tiles) else tile.softmax(-1)
+    return total / len(tiles)
 
 
-def tiling(logits: Tensor) -> tuple[int, torch.dtype, torch.device]:
-    """Return the side of tiles, in pixels, and the type and place of their logits."""
-    is_cpu = logits.device.type == 'cpu'
+def is_binary(tiles: Sequence[Tensor]) -> bool:
+    """Return whether there is a single class, beside the background."""
+    return tiles[0].shape[-1] == 1
+
+
+def tiling(logits: Tensor, *, in_cache: bool) -> Tiling:
+    """Choose the size of tiles.
+
+    Args:
+        logits: (..., classes).
+        in_cache: whether a tile has to fit the cache of a CPU's core.
+    """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    numbers = (CPU_BUDGET if is_cpu else ACCELERATOR_BUDGET) // dtype.itemsize
-    return max(math.isqrt(numbers // logits.shape[-1]), 1), dtype, logits.device
+    numbers = (CPU_BUDGET if in_cache else ACCELERATOR_BUDGET) // dtype.itemsize
+    side = max(math.isqrt(numbers // logits.shape[-1]), 1)
+    return Tiling(min(side, HEIGHT), side, dtype, logits.device)
 
 
 @functools.lru_cache(maxsize=CACHE_SIZE)

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from mmseg_twins.ops import upsampled_labels
 from mmseg_twins.ops.upsampled_labels import (
     Axis,
-    Labels,
+    Strips,
     View,
     blocks,
-    merged_labels,
     rows_to_hold,
+    strip_labels,
     tiling,
 )
 
@@ -104,29 +104,57 @@ def upsampled(view: View) -> Tensor:
     return torch.einsum('yh,xw,hwc->yxc', rows, columns, view.logits)
 
 
+def labels_of(views: list[View], threshold: float | None = None) -> Tensor:
+    return made_of(views, threshold)[0]
+
+
+def made_of(views: list[View], threshold: float | None, **wanted) -> list[Tensor]:
+    """Labels of a whole image, and their probability if that is wanted."""
+    strips = Strips(views, tiling(views[0].logits, in_cache=True)).ready()
+    made = sorted(
+        (
+            (strip.rows.start, *strip_labels(strip, threshold, **wanted))
+            for strip in strips
+        ),
+        key=lambda strip: strip[0],
+    )
+    _, *parts = zip(*made, strict=True)
+    return [torch.cat(part) for part in parts if part[0] is not None]
+
+
+def confidence_of(views: list[View], threshold: float | None = None) -> Tensor:
+    labels, confidence = made_of(views, threshold, confidence=True)
+    assert torch.equal(labels, labels_of(views, threshold))
+    return confidence
+
+
 @pytest.mark.parametrize('flip', [False, True])
 def test_labels_are_made_as_soon_as_their_logits_are_there(flip):
     windows = dict(starts=(0, 20, 40), window=30, crop=(0, 70), size=70, flip=flip)
     view = view_of(**windows)
     expected = upsampled(view).argmax(-1)
     # No row of the image touches more than two rows of windows.
-    assert rows_to_hold(view.rows, view.logits) == 2
+    held = tiling(view.logits, in_cache=True)._replace(rows=7)
+    assert rows_to_hold(view.rows, held) == 2
     ring = view._replace(logits=view.logits.new_full((24, 12, 5), torch.nan))
-    labels = Labels(ring, None)
+    small = tiling(ring.logits, in_cache=True)._replace(rows=7)
+    strips = Strips([ring], small)
+    labels = torch.zeros(70, 60, dtype=torch.int64)
     for number in range(3):
         place = slice(number % 2 * 12, number % 2 * 12 + 12)
         ring.logits[place] = view.logits[number * 12 : number * 12 + 12]
-        labels.update(number * 12 + 12)
+        for strip in strips.ready(number * 12 + 12):
+            labels[strip.rows] = strip_labels(strip, None)[0]
         # Whole strips of 7 rows only, up to where the next row of windows begins.
         done = [14, 35, 70][number]
         part = slice(70 - done, 70) if flip else slice(0, done)
-        assert torch.equal(labels.labels[part], expected[part])
+        assert torch.equal(labels[part], expected[part])
 
 
 def test_views_are_merged_by_the_mean_of_their_probabilities():
     views = [view_of(), view_of(crop=(3, 38), flip=True)]
     expected = sum(upsampled(view).softmax(-1) for view in views).argmax(-1)
-    assert torch.equal(merged_labels(views, None), expected)
+    assert torch.equal(labels_of(views), expected)
 
 
 @pytest.mark.parametrize('number', [1, 2])
@@ -135,7 +163,22 @@ def test_one_class_is_foreground_above_the_threshold(number):
     probability = sum(upsampled(view).sigmoid() for view in views) / number
     expected = (probability[..., 0] > 0.3).long()
     assert expected.unique().tolist() == [0, 1]
-    assert torch.equal(merged_labels(views, 0.3), expected)
+    assert torch.equal(labels_of(views, 0.3), expected)
+
+
+@pytest.mark.parametrize('number', [1, 2])
+def test_confidence_is_the_mean_probability_of_the_label(number):
+    views = [view_of(), view_of(crop=(3, 38), flip=True)][:number]
+    mean = sum(upsampled(view).softmax(-1) for view in views) / number
+    torch.testing.assert_close(confidence_of(views), mean.amax(-1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('number', [1, 2])
+def test_confidence_of_one_class_is_that_of_what_was_chosen(number):
+    views = [view_of(classes=1), view_of(classes=1)][:number]
+    mean = sum(upsampled(view).sigmoid() for view in views)[..., 0] / number
+    expected = torch.where(mean > 0.3, mean, 1 - mean)
+    torch.testing.assert_close(confidence_of(views, 0.3), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -144,8 +187,8 @@ def test_half_precision_is_interpolated_in_float32(dtype):
     view = view._replace(logits=view.logits.to(dtype))
     exact = view._replace(logits=view.logits.float())
     with torch.autocast('cpu', torch.bfloat16):
-        labels = merged_labels([view], None)
-    assert torch.equal(labels, merged_labels([exact], None))
+        labels = labels_of([view])
+    assert torch.equal(labels, labels_of([exact]))
 
 
 def test_tiles_keep_to_the_budget(monkeypatch):
@@ -159,10 +202,11 @@ def test_tiles_keep_to_the_budget(monkeypatch):
         return tile
 
     monkeypatch.setattr(upsampled_labels, 'upsampled_tile', watched)
-    merged_labels([view_of()], None)
+    labels_of([view_of()])
     assert 0 < largest <= upsampled_labels.CPU_BUDGET
 
 
 def test_tiles_are_larger_on_an_accelerator():
     cpu, meta = (torch.empty(1, 1, 150, device=name) for name in ('cpu', 'meta'))
-    assert tiling(meta)[0] > 10 * tiling(cpu)[0]
+    large, small = tiling(meta, in_cache=False), tiling(cpu, in_cache=True)
+    assert large.rows * large.columns > 10 * small.rows * small.columns

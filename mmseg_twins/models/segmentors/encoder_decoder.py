@@ -21,6 +21,7 @@ from torch import Tensor
 from ... import ops
 from ...errors import SettingError
 from ...registry import MODELS
+from .results import PixelLoss, Results, full_view, loss_is_wanted
 from .windows import Grid, Mosaic, check_test_cfg, predicted_size, sliding_grid
 
 
@@ -44,10 +45,14 @@ class EncoderDecoder(MMSegEncoderDecoder):
     Labels differ where a pixel's two largest logits are equal up to rounding.
     ``type='EncoderDecoder'`` goes back to the built-in one.
 
-    ``test_cfg`` takes two more entries. ``keep_logits=True`` predicts as
+    ``test_cfg`` takes three more entries. ``keep_logits=True`` predicts as
     mmsegmentation does, with the logits of every pixel as ``seg_logits``, which are
     left out otherwise. ``batch_windows`` is the number of windows that go through the
-    network at a time, 1 by default.
+    network at a time, 1 by default. ``confidence=True`` adds the probability of each
+    pixel's label to the samples, as ``confidence``.
+
+    :class:`mmseg_twins.LossMetric` makes it compute the loss of images that have a
+    ground truth.
 
     Raises:
         SettingError: ``test_cfg`` has an unknown mode, or windows that cannot cover an
@@ -78,15 +83,23 @@ class EncoderDecoder(MMSegEncoderDecoder):
             The samples, with ``pred_sem_seg``.
         """
         if self.keeps_logits:
-            return super().predict(inputs, data_samples)
-        labels: list[ops.Labels] = []
+            samples = super().predict(inputs, data_samples)
+            if self._asks_for_more:
+                for sample in samples:
+                    views = [full_view(sample.seg_logits.data)]
+                    self._results(views, sample).set_more(sample)
+            return samples
+        results: list[Results] = []
         for views, rows in self._views(inputs, data_samples):
-            labels = labels or [ops.Labels(view, self._threshold) for view in views]
-            for one in labels:
+            samples = data_samples or [SegDataSample() for _ in views]
+            results = results or [
+                self._results([view], sample)
+                for view, sample in zip(views, samples, strict=True)
+            ]
+            for one in results:
                 one.update(rows)
-        samples = data_samples or [SegDataSample() for _ in labels]
-        for sample, one in zip(samples, labels, strict=True):
-            self.set_labels(sample, one.labels)
+        for sample, one in zip(samples, results, strict=True):
+            self._set(sample, one)
         return samples
 
     def views(
@@ -99,17 +112,35 @@ class EncoderDecoder(MMSegEncoderDecoder):
         *_, (views, _) = self._views(inputs, data_samples, hold_all=True)
         return views
 
-    def merge_views(self, views: Sequence[ops.View]) -> Tensor:
-        """Return an image's labels by the mean of its views' probabilities, (H, W)."""
-        return ops.merged_labels(views, self._threshold)
+    def merge(self, views: Sequence[ops.View], sample: SegDataSample) -> None:
+        """Set what a sample is predicted to be by the mean of views' probabilities."""
+        results = Results(views, self._threshold, confidence=self._is_confident)
+        results.update()
+        self._set(sample, results)
 
-    def set_labels(self, sample: SegDataSample, labels: Tensor) -> None:
-        """Set ``pred_sem_seg`` of a sample to labels, (H, W), without logits."""
+    def _results(self, views: Sequence[ops.View], sample: SegDataSample) -> Results:
+        """Return what is wanted of an image, given its views and its sample."""
+        loss = None
+        if loss_is_wanted() and 'gt_sem_seg' in sample:
+            loss = PixelLoss(self.decode_head, sample.gt_sem_seg.data)
+        return Results(views, self._threshold, confidence=self._is_confident, loss=loss)
+
+    def _set(self, sample: SegDataSample, results: Results) -> None:
+        labels = results.labels
         if self.out_channels == 1:  # mmsegmentation gives binary labels as numbers
             labels = labels.to(self.decode_head.conv_seg.weight.dtype)
         sample.set_data(
             {'pred_sem_seg': PixelData(data=labels[None]), 'seg_logits': LeftOut()}
         )
+        results.set_more(sample)
+
+    @property
+    def _is_confident(self) -> bool:
+        return self.test_cfg.get('confidence', False)
+
+    @property
+    def _asks_for_more(self) -> bool:
+        return self._is_confident or loss_is_wanted()
 
     @property
     def _threshold(self) -> float | None:

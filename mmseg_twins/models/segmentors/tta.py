@@ -52,7 +52,7 @@ class SegTTAModel(MMSegSegTTAModel):
         self, views: Sequence[ops.View], samples: Sequence[SegDataSample]
     ) -> SegDataSample:
         first, last = samples[0], samples[-1]
-        self.module.set_labels(last, self.module.merge_views(views))
+        self.module.merge(views, last)
         # As mmsegmentation: the last view's sample, with what the first one knows.
         if 'gt_sem_seg' in first:
             last.set_data({'gt_sem_seg': first.gt_sem_seg})

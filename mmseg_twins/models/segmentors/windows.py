@@ -173,7 +173,8 @@ class Mosaic:
         like = like.movedim(-3, -1)
         self._held = len(grid.ys)
         if not hold_all:
-            self._held = max(ops.rows_to_hold(rows, like) for rows, _ in images)
+            tiling = ops.tiling(like)
+            self._held = max(ops.rows_to_hold(rows, tiling) for rows, _ in images)
         # (images, rows of windows, h, columns of windows, w, classes)
         self._logits = like.new_empty(
             len(metas), self._held, size[0], len(grid.xs), size[1], classes

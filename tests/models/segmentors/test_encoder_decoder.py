@@ -189,9 +189,9 @@ def test_losses_and_raw_logits_are_mmsegmentations():
 def test_a_high_image_holds_no_more_logits_than_a_low_one(monkeypatch):
     _, own = make_pair(test_cfg=SLIDE)
     held = []
-    make_labels = ops.Labels
+    make_strips = ops.Strips
     monkeypatch.setattr(
-        ops, 'Labels', lambda *args: held.append(args[0]) or make_labels(*args)
+        ops, 'Strips', lambda *args: held.extend(args[0]) or make_strips(*args)
     )
     for height in (150, 924):  # windows divide both
         own.predict(image_of(height, 150), samples_of(meta_of((height, 150))))
