@@ -18,6 +18,7 @@ ALLOWED = {
     'models': {'ops'},
     'checkpoints': {'models', 'ops'},
     'engine': {'checkpoints', 'models', 'ops'},
+    'evaluation': {'models'},
     'apis': {'checkpoints', 'engine', 'models', 'ops'},
     'cli': {'apis', 'checkpoints', 'compat', 'engine', 'models', 'ops'},
     'compat': {'checkpoints'},

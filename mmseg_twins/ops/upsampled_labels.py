@@ -160,7 +160,9 @@ class Strips:
             Strip(rows[0].outputs, views, rows, tiling)
             for rows in zip(*axes, strict=True)
         ]
-        self._waiting = sorted(reversed(strips), key=last_row, reverse=True)
+        self._waiting = sorted(
+            strips, key=lambda strip: (last_row(strip), strip.rows.start), reverse=True
+        )
 
     def ready(self, rows: float = math.inf) -> Iterator[Strip]:
         """Yield, once each, the strips that need none but the first rows of logits."""

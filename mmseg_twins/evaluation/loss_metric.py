@@ -1,0 +1,64 @@
+"""The loss on validation images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmengine.evaluator import BaseMetric
+
+from ..errors import SettingError
+from ..models.segmentors.results import LOSS, want_loss
+from ..registry import METRICS
+
+
+@METRICS.register_module()
+class LossMetric(BaseMetric):
+    """The decode head's cross entropy on the images of a validation, as ``loss``.
+
+    It is the mean over the pixels of all images, at the annotations' size and with the
+    head's ``loss_weight`` and ``class_weight``; ignored pixels do not count. Training
+    logs the mean over a batch's crops, in which ignored pixels count as zeros unless
+    ``loss_decode`` has ``avg_non_ignore=True``, plus the auxiliary head's.
+
+    The segmentor, ``mmseg_twins.EncoderDecoder``, computes it from the tiles of logits
+    that become labels, so that nothing is predicted twice and no logits are held at
+    full size.
+
+    Args:
+        collect_device: as in mmengine.
+        prefix: as in mmengine.
+
+    Raises:
+        SettingError: the segmentor does not compute the loss, or not of this kind.
+
+    Example:
+        >>> val_evaluator = [
+        ...     dict(type='IoUMetric', iou_metrics=['mIoU']),
+        ...     dict(type='mmseg_twins.LossMetric'),
+        ... ]
+    """
+
+    def __init__(self, collect_device: str = 'cpu', prefix: str | None = None) -> None:
+        super().__init__(collect_device, prefix)
+        want_loss()
+
+    def process(self, data_batch: dict | None, data_samples: Sequence[dict]) -> None:
+        """Keep the sums of a batch's images.
+
+        Args:
+            data_batch: is not used.
+            data_samples: the segmentor's, as dictionaries.
+        """
+        for sample in data_samples:
+            if LOSS not in sample:
+                raise SettingError(
+                    'LossMetric: the segmentor has computed no loss; it needs '
+                    "model.type='mmseg_twins.EncoderDecoder', a pipeline with "
+                    'LoadAnnotations, and no test-time augmentation'
+                )
+            self.results.append(tuple(sample[LOSS].tolist()))
+
+    def compute_metrics(self, results: list[tuple[float, float]]) -> dict[str, float]:
+        """Return the mean loss over the pixels of all images; NaN without any pixel."""
+        total, weight = map(sum, zip(*results, strict=True))
+        return {'loss': total / weight if weight else float('nan')}
