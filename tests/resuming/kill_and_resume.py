@@ -1,10 +1,11 @@
 """Kill a training again and again, resume it, and compare it with one left alone.
 
 Trains the quickstart's model, made small, twice: once without interruption, and once
-killed at moments of seven kinds (in a step, in a validation, while a checkpoint is
-written, ...) and resumed with `python tools/train.py CONFIG --resume` after each. Then
-the checkpoints of both are compared bit by bit. Prints a table; the exit status is 1
-if a kill was not survived or anything differs. A kill takes about ten seconds.
+ended at moments of eleven kinds (killed in a step, in a validation, while a checkpoint
+is written, ...; asked to end by a signal) and resumed with `tools/train.py CONFIG
+--resume` after each. Then the checkpoints of both are compared bit by bit. Prints a
+table; the exit status is 1 if an end was not survived or anything differs. One takes
+about ten seconds.
 """
 
 from __future__ import annotations
@@ -29,13 +30,24 @@ ROOT = Path(__file__).resolve().parents[2]
 PATHS = [str(ROOT), str(ROOT / 'tests/resuming'), str(ROOT / 'tools/demo')]
 sys.path += PATHS  # as a command
 
-from kill_hook import MOMENTS  # noqa: E402
+from kill_hook import MOMENTS, SIGNALS  # noqa: E402
 from scene_folder import write_scenes  # noqa: E402
 
-KINDS = {**MOMENTS, 'any': 'at any time after the start of the process'}
+from mmseg_twins.engine.preemption import STATUS  # noqa: E402
+
+KINDS = {
+    **MOMENTS,
+    'any': 'at any time after the start of the process',
+    **SIGNALS,
+}
 SAVED_EVERY, VALIDATED_EVERY = 2, 4
 ITERATIONS_PER_KILL = 6  # that a kill may advance the training by, with some to spare
 RESUMED = re.compile(r'resumed epoch: \d+, iter: (\d+)')
+# How a process ends that is killed, and one that is asked to end.
+ENDS = (
+    (-signal.SIGKILL, -signal.SIGXFSZ),
+    (STATUS, -signal.SIGUSR1),
+)
 COMPARED = ('state_dict', 'optimizer', 'param_schedulers')
 CONFIG = """\
 _base_ = [{base!r}]
@@ -135,8 +147,11 @@ class Trial:
     def train_alone(self) -> float:
         """Trains without a kill; returns the seconds up to the first checkpoint."""
         begin = time.monotonic()
-        keep_all = 'default_hooks.checkpoint.max_keep_ckpts=-1'
-        process = self.start(self.alone, '--cfg-options', keep_all)
+        keep_all = [
+            f'default_hooks.checkpoint.{setting}'
+            for setting in ('max_keep_ckpts=-1', 'interval=1')
+        ]
+        process = self.start(self.alone, '--cfg-options', *keep_all)
         while process.poll() is None and not any(self.alone.glob('iter_*.pth')):
             time.sleep(0.05)
         seconds = time.monotonic() - begin
@@ -148,7 +163,7 @@ class Trial:
         """Resumes the training and kills it, unless it ends before."""
         before, rows = self.position, len(logged(self.killed))
         arguments = ['--resume']
-        if kind in MOMENTS:
+        if kind != 'any':
             at = before + self.random.choice((1, 2, 3, 4))
             if kind == 'removing':
                 at = max(at, 3 * SAVED_EVERY)
@@ -170,7 +185,7 @@ class Trial:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         self.check(process, before)
-        if process.returncode in (-signal.SIGKILL, -signal.SIGXFSZ):
+        if process.returncode in ENDS[kind in SIGNALS]:
             self.tried[kind] += 1
             self.waiting.append(kind)
             steps = [row['step'] for row in logged(self.killed)[rows:] if 'loss' in row]
@@ -190,7 +205,7 @@ class Trial:
             if (int(resumed[1]) if resumed else 0) == before:
                 self.survived.update(self.waiting)
             self.waiting.clear()
-        if process.returncode > 0:
+        if process.returncode > 0 and process.returncode != STATUS:
             self.problems.append(f'{self.log.name}: status {process.returncode}')
         for path in self.killed.glob('iter_*.pth'):
             self.compared.add(path.name)
@@ -214,7 +229,8 @@ class Trial:
     def table(self) -> str:
         """The results as a table of Markdown, and the comparison below it."""
         rows = [
-            '| killed | times | resumed from the newest whole checkpoint '
+            '| killed, or ended by | times '
+            '| resumed from the newest whole checkpoint '
             '| iterations trained again, at most |',
             '| --- | --- | --- | --- |',
         ]
@@ -270,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = dict(default=Path('work_dirs/kill_and_resume'), type=Path)
     parser.add_argument('--work-dir', help='new or empty folder', **options)
     for name, default, text in (
-        ('kills', 28, 'number of kills'),
+        ('kills', 44, 'number of kills'),
         ('workers', 0, 'processes that load data'),
         ('seed', 0, 'of the moments'),
     ):

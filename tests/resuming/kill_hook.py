@@ -13,6 +13,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmseg_twins.engine import preemption
 from mmseg_twins.registry import HOOKS
 
 MOMENTS = {
@@ -22,6 +23,13 @@ MOMENTS = {
     'renaming': 'when a checkpoint is written, but not in its place',
     'noting': 'when a checkpoint is in its place, but not in `last_checkpoint`',
     'removing': 'before the checkpoint that it replaces is removed',
+}
+# Those at which the process is asked to end, once or twice.
+SIGNALS = {
+    'asked_in_step': 'a signal during a training step',
+    'asked_in_validation': 'a signal during a validation',
+    'asked_before': 'a signal while the first batches load',
+    'asked_twice': 'two signals during a training step, the second to end at once',
 }
 # Python's audit event before the file operations of three moments, and the file.
 OPERATIONS = {
@@ -35,11 +43,13 @@ OPERATIONS = {
 class Kill(Hook):
     """Kills the process with SIGKILL, so that nothing of it runs any more.
 
+    At moments of ``SIGNALS`` it gets SIGUSR1, which ends it in its own time.
+
     While a checkpoint is written, the kernel kills the process with SIGXFSZ at a limit
     to the size of files, which is as sudden and cuts the file at a given byte.
 
     Args:
-        moment: a key of ``MOMENTS``.
+        moment: a key of ``MOMENTS`` or ``SIGNALS``.
         at: iterations done by then.
         share: how far into it, from 0 to 1: of the bytes of a checkpoint, of the images
             of a validation, of the 0.1 s or so of a training step.
@@ -52,9 +62,24 @@ class Kill(Hook):
         self.at = at
         self.share = share
 
+    def before_train_epoch(self, runner: Runner) -> None:
+        if self.moment == 'asked_before':
+            ask()
+
     def before_train_iter(self, runner: Runner, batch_idx, data_batch=None) -> None:
+        if runner.iter + 1 == self.at and self.moment.startswith('asked'):
+            if self.moment == 'asked_in_step':
+                ask()
+            elif self.moment == 'asked_twice':
+                preemption.GRACE = 0.0
+                ask()
+                ask()
         if self.moment == 'step' and runner.iter + 1 >= self.at:
             threading.Timer(self.share * 0.1, kill).start()
+
+    def before_val_iter(self, runner: Runner, batch_idx, data_batch=None) -> None:
+        if self.moment == 'asked_in_validation' and runner.iter >= self.at:
+            ask()
 
     def after_val_iter(
         self, runner: Runner, batch_idx, data_batch=None, outputs=None
@@ -76,6 +101,10 @@ class Kill(Hook):
 
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ask() -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def kill_before(operation: str, name: str) -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill_and_resume import MOMENTS, Trial, equal, main
+from kill_and_resume import MOMENTS, SIGNALS, Trial, equal, main
 
 
 @pytest.mark.slow
 def test_a_training_survives_a_kill_of_each_kind(tmp_path: Path):
-    trial = Trial(tmp_path, kills=7, workers=1, seed=3)
+    trial = Trial(tmp_path, kills=11, workers=1, seed=3)
     trial.run()
 
     assert trial.is_good, trial.table()
-    assert all(trial.tried[moment] == 1 for moment in MOMENTS)
-    assert len(trial.compared) >= 7
+    assert all(trial.tried[moment] == 1 for moment in (*MOMENTS, *SIGNALS))
+    assert len(trial.compared) >= 9
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys):
