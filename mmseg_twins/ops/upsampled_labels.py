@@ -38,8 +38,6 @@ from .interpolation import source_places
 # Bytes of a tile's logits: within the cache of a CPU's core; few kernels elsewhere.
 CPU_BUDGET = 1 << 20
 ACCELERATOR_BUDGET = 256 << 20
-# Rows of a tile, at most: what a row does not touch is multiplied by zeros.
-HEIGHT = 64
 # Lists of blocks that are kept for later images of the same size.
 CACHE_SIZE = 64
 
@@ -91,10 +89,9 @@ class Taps(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """How an image is cut into tiles: rows and columns of one, and of its logits."""
+    """How an image is cut into tiles: their side, and type and place of their logits."""
 
-    rows: int
-    columns: int
+    side: int
     dtype: torch.dtype
     device: torch.device
 
@@ -137,8 +134,7 @@ class Strip(NamedTuple):
             Columns of the image, and each view's logits there, (rows, columns,
             classes), in float32 or float64.
         """
-        _, *form = self.tiling
-        axes = [blocks(view.columns, *form) for view in self.views]
+        axes = [blocks(view.columns, *self.tiling) for view in self.views]
         for columns in zip(*axes, strict=True):
             tiles = map(upsampled_tile, self.views, self.blocks, columns)
             yield columns[0].outputs, list(tiles)
@@ -154,8 +150,7 @@ class Strips:
     """
 
     def __init__(self, views: Sequence[View], tiling: Tiling) -> None:
-        height, _, *form = tiling
-        axes = [blocks(view.rows, height, *form) for view in views]
+        axes = [blocks(view.rows, *tiling) for view in views]
         strips = [
             Strip(rows[0].outputs, views, rows, tiling)
             for rows in zip(*axes, strict=True)
@@ -177,10 +172,9 @@ def last_row(strip: Strip) -> int:
 
 def rows_to_hold(rows: Axis, tiling: Tiling) -> int:
     """Return how many windows' rows of logits have to be there at a time."""
-    height, _, *form = tiling
     return max(
         strip.last // rows.logits - int(strip.inputs[0]) // rows.logits + 1
-        for strip in blocks(rows, height, *form)
+        for strip in blocks(rows, *tiling)
     )
 
 
@@ -285,7 +279,7 @@ def tiling(logits: Tensor, *, in_cache: bool) -> Tiling:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     numbers = (CPU_BUDGET if in_cache else ACCELERATOR_BUDGET) // dtype.itemsize
     side = max(math.isqrt(numbers // logits.shape[-1]), 1)
-    return Tiling(min(side, HEIGHT), side, dtype, logits.device)
+    return Tiling(side, dtype, logits.device)
 
 
 @functools.lru_cache(maxsize=CACHE_SIZE)

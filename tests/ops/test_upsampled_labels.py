@@ -134,10 +134,10 @@ def test_labels_are_made_as_soon_as_their_logits_are_there(flip):
     view = view_of(**windows)
     expected = upsampled(view).argmax(-1)
     # No row of the image touches more than two rows of windows.
-    held = tiling(view.logits, in_cache=True)._replace(rows=7)
+    held = tiling(view.logits, in_cache=True)._replace(side=7)
     assert rows_to_hold(view.rows, held) == 2
     ring = view._replace(logits=view.logits.new_full((24, 12, 5), torch.nan))
-    small = tiling(ring.logits, in_cache=True)._replace(rows=7)
+    small = tiling(ring.logits, in_cache=True)._replace(side=7)
     strips = Strips([ring], small)
     labels = torch.zeros(70, 60, dtype=torch.int64)
     for number in range(3):
@@ -209,4 +209,4 @@ def test_tiles_keep_to_the_budget(monkeypatch):
 def test_tiles_are_larger_on_an_accelerator():
     cpu, meta = (torch.empty(1, 1, 150, device=name) for name in ('cpu', 'meta'))
     large, small = tiling(meta, in_cache=False), tiling(cpu, in_cache=True)
-    assert large.rows * large.columns > 10 * small.rows * small.columns
+    assert large.side > 10 * small.side
