@@ -33,4 +33,5 @@ default_hooks = dict(
     resuming=dict(type='mmseg_twins.ExactResume'),
     numbers=dict(type='mmseg_twins.CheckNumbers'),
     preemption=dict(type='mmseg_twins.Preemption'),
+    unreadable=dict(type='mmseg_twins.UnreadableFiles'),
 )

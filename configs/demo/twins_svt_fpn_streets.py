@@ -143,6 +143,7 @@ default_hooks = dict(
     resuming=dict(type='mmseg_twins.ExactResume'),
     numbers=dict(type='mmseg_twins.CheckNumbers'),
     preemption=dict(type='mmseg_twins.Preemption'),
+    unreadable=dict(type='mmseg_twins.UnreadableFiles'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )

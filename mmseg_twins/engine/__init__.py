@@ -14,6 +14,7 @@ from .layer_decay import LayerDecayOptimWrapperConstructor
 from .preemption import Preemption
 from .start_from import StartFrom
 from .strict_loading import StrictLoading
+from .unreadable_files import UnreadableFiles
 
 __all__ = [
     'BF16OptimWrapper',
@@ -28,4 +29,5 @@ __all__ = [
     'Preemption',
     'StartFrom',
     'StrictLoading',
+    'UnreadableFiles',
 ]

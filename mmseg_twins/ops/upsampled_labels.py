@@ -89,7 +89,7 @@ class Taps(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """How an image is cut into tiles: their side, and type and place of their logits."""
+    """How an image is cut into tiles: their side; type and place of their logits."""
 
     side: int
     dtype: torch.dtype
