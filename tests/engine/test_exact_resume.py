@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.runner import Runner
 from mmseg.datasets import BaseSegDataset
 from torch.utils.data import BatchSampler
@@ -181,6 +182,49 @@ def test_processes_that_share_a_batch_number_its_samples_as_one_does():
 class Draws(list):
     def __getitem__(self, index):
         return random.random(), np.random.rand(), float(torch.rand(()))
+
+
+def dealt(sampler, world_size: int, *, images: int, first: int, monkeypatch) -> list:
+    """The samples of batches of 4 from one on, dealt to processes, sorted by number."""
+    parts = []
+    for rank in range(world_size):
+        monkeypatch.setattr(
+            'mmengine.dataset.sampler.get_dist_info',
+            lambda rank=rank: (rank, world_size),
+        )
+        endless = sampler is InfiniteSampler
+        batches = NumberedBatches(
+            BatchSampler(sampler(range(images), seed=5), 4 // world_size, endless),
+            first=lambda: first,
+            endless=endless,
+            rank=rank,
+            world_size=world_size,
+        )
+        parts.append(islice(batches, 9))
+    return [
+        sorted((pair for part in step for pair in part), key=lambda pair: pair[1])
+        for step in zip(*parts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize('world_size', [2, 4])
+def test_other_numbers_of_processes_go_on_with_the_same_samples(
+    world_size: int, monkeypatch
+):
+    settings = dict(images=10, first=3, monkeypatch=monkeypatch)
+    alone = dealt(InfiniteSampler, 1, **settings)
+    assert len(alone) == 9
+    assert dealt(InfiniteSampler, world_size, **settings) == alone
+
+
+@pytest.mark.parametrize('world_size', [2, 4])
+def test_within_an_epoch_too_if_they_share_its_images_evenly(
+    world_size: int, monkeypatch
+):
+    settings = dict(images=16, first=5, monkeypatch=monkeypatch)
+    alone = dealt(DefaultSampler, 1, **settings)
+    assert len(alone) == 3
+    assert dealt(DefaultSampler, world_size, **settings) == alone
 
 
 def test_a_samples_generators_follow_from_its_number():
