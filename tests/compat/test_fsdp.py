@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 from scene_folder import write_scenes
 
-from builders import run_in_two, small_demo
+from builders import ROOT, run_in_two, small_demo
 
 SHARDED = dict(
     runner_type='FlexibleRunner',
@@ -82,3 +83,26 @@ def test_a_sharded_training_is_resumed_and_its_checkpoint_loads_in_one_process(
         alone = MODELS.build(copy.deepcopy(demo.model))
     load_checkpoint(alone, str(tmp_path / 'run/iter_4.pth'), strict=True)
     torch.testing.assert_close(dict(alone.state_dict()), expected['state_dict'])
+
+
+@pytest.mark.slow
+def test_a_sharded_training_that_is_asked_to_end_loses_nothing(
+    demo: Config, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setenv('PYTHONPATH', str(ROOT / 'tests/resuming'))
+    expected = train_in_two(demo, tmp_path / 'whole', **SHARDED)
+    cfg = copy.deepcopy(demo)
+    cfg.custom_imports.imports.append('kill_hook')
+    cfg.default_hooks.kill = dict(
+        type='mmseg_twins.Kill', moment='asked_in_step', at=2, share=0.5
+    )
+    with pytest.raises(subprocess.CalledProcessError):
+        train_in_two(cfg, tmp_path / 'run', **SHARDED)
+    # Processes agree one iteration later.
+    left = sorted(file.name for file in (tmp_path / 'run/run').glob('*.pth'))
+    assert left == ['iter_2.pth', 'iter_3.pth']
+
+    resumed = train_in_two(
+        demo, tmp_path / 'run', '--resume', **SHARDED, load_from=None
+    )
+    torch.testing.assert_close(resumed['state_dict'], expected['state_dict'])
