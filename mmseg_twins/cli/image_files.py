@@ -27,6 +27,13 @@ class Job(NamedTuple):
     image: Path
     overlay: Path
     labels: Path
+    confidence: Path | None
+
+    @property
+    def targets(self) -> list[Path]:
+        """The files that are written."""
+        paths = self.overlay, self.labels, self.confidence
+        return [path for path in paths if path is not None]
 
 
 def find_images(
@@ -71,17 +78,20 @@ def search(folder: Path, recursive: bool, skip: Path | None) -> list[Path]:
     )
 
 
-def plan_jobs(images: Sequence[Path], out_dir: Path, *, force: bool) -> list[Job]:
+def plan_jobs(
+    images: Sequence[Path], out_dir: Path, *, force: bool, confidence: bool = False
+) -> list[Job]:
     """Choose the files that each image's results are written to.
 
-    Below ``overlays`` and ``labels``, results have the paths that the images have below
-    their common folder, so that images of the same name stay apart. Images that differ
-    in the suffix only keep it: ``street.jpg.png``.
+    Below ``overlays``, ``labels`` and ``confidence``, results have the paths that the
+    images have below their common folder, so that images of the same name stay apart.
+    Images that differ in the suffix only keep it: ``street.jpg.png``.
 
     Args:
         images: each one once.
         out_dir: folder of all results.
         force: whether existing results may be overwritten.
+        confidence: whether the labels' probabilities are written.
 
     Raises:
         FileExistsError: results exist, without ``force``.
@@ -96,14 +106,17 @@ def plan_jobs(images: Sequence[Path], out_dir: Path, *, force: bool) -> list[Job
     for image, name in zip(images, names, strict=True):
         is_unique = stems[str(name.with_suffix('')).lower()] == 1
         name = Path(f'{name.with_suffix("") if is_unique else name}.png')
-        jobs.append(Job(image, out_dir / 'overlays' / name, out_dir / 'labels' / name))
+        overlay, labels, probabilities = (
+            out_dir / kind / name for kind in ('overlays', 'labels', 'confidence')
+        )
+        jobs.append(Job(image, overlay, labels, probabilities if confidence else None))
     check_targets(jobs, force)
     return jobs
 
 
 def check_targets(jobs: Sequence[Job], force: bool) -> None:
     """Check that no file is overwritten unasked, and no image in any case."""
-    targets = [path for job in jobs for path in (job.overlay, job.labels)]
+    targets = [path for job in jobs for path in job.targets]
     images = {job.image.resolve() for job in jobs}
     for path in targets:
         if path.resolve() in images:

@@ -5,8 +5,9 @@ Published segmentors bring their config, as folders of save_pretrained do:
 
 For each image, writes two PNG files: an overlay of the predicted classes on the image,
 with a legend of names, colors and shares of the pixels, to DIR/overlays, and a
-single-channel label map, whose classes count from 0, to DIR/labels. Writes are atomic
-and never overwrite a file without --force.
+single-channel label map, whose classes count from 0, to DIR/labels; --confidence adds
+a map of the labels' probabilities. Writes are atomic and never overwrite a file without
+--force.
 
 exit status: 0 if all images were predicted; 1 if some could not be read, which are
 named and skipped; 2 for invalid arguments; 130 after Ctrl-C.
@@ -19,12 +20,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
-from rich.progress import track
+from rich.progress import MofNCompleteColumn, Progress
 
 from ..apis.load_model import find_segmentor, is_segmentor
 from ..apis.overlay import draw_overlay
-from ..apis.prediction import DEVICES, PredictionError, Predictor, choose_device
+from ..apis.prediction import (
+    DEVICES,
+    Prediction,
+    PredictionError,
+    Predictor,
+    choose_device,
+)
 from . import common as cli
 from .image_files import Job, find_images, plan_jobs, write_png
 
@@ -71,6 +79,40 @@ def make_parser() -> argparse.ArgumentParser:
         'tta_pipeline (test-time augmentation)',
     )
     parser.add_argument(
+        '--confidence',
+        action='store_true',
+        help="write the probability of each pixel's class as well, as 8-bit PNG files "
+        'in DIR/confidence, where 255 is certain',
+    )
+    parser.add_argument(
+        '--full-resolution',
+        action='store_true',
+        help='predict images at their own resolution in sliding windows, instead of '
+        'resizing them to the test size of the config',
+    )
+    parser.add_argument(
+        '--window',
+        type=int,
+        metavar='PX',
+        help='side of these windows (default: the crop size of the config); implies '
+        '--full-resolution',
+    )
+    parser.add_argument(
+        '--stride',
+        type=int,
+        metavar='PX',
+        help='step between these windows (default: two thirds of the window); implies '
+        '--full-resolution',
+    )
+    parser.add_argument(
+        '--batch',
+        type=int,
+        default=1,
+        metavar='N',
+        help='how many windows, or images of one size that follow each other, go '
+        'through the network at a time (default: %(default)s)',
+    )
+    parser.add_argument(
         '--device',
         choices=DEVICES,
         default='auto',
@@ -111,8 +153,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not images:
                 parser.error('no image is given; give files or folders')
             found = find_images(images, recursive=args.recursive, skip=out_dir)
-            jobs = plan_jobs(found, out_dir, force=args.force)
-            predictor = Predictor(cfg, checkpoint, device=args.device)
+            jobs = plan_jobs(
+                found, out_dir, force=args.force, confidence=args.confidence
+            )
+            predictor = Predictor(
+                cfg,
+                checkpoint,
+                device=args.device,
+                confidence=args.confidence,
+                full_resolution=args.full_resolution,
+                window=args.window,
+                stride=args.stride,
+                batch=args.batch,
+            )
         return predict(parser, predictor, jobs, args)
     except OSError as error:
         parser.exit(1, f'{parser.prog}: error: {error}\n')
@@ -128,25 +181,62 @@ def predict(
     jobs: list[Job],
     args: argparse.Namespace,
 ) -> int:
-    """Predict images one by one; return the exit status."""
+    """Predict images and write the results; return the exit status."""
     failed = 0
-    console = Console(stderr=True)
-    for job in track(jobs, description='Predicting', console=console):
-        try:
-            result = predictor.predict(job.image)
-        except PredictionError as error:
-            failed += 1
-            print(f'{parser.prog}: {job.image} is skipped: {error}', file=sys.stderr)
-            continue
-        overlay = draw_overlay(
-            result.image,
-            result.labels,
-            classes=predictor.classes,
-            palette=predictor.palette,
-            opacity=args.opacity,
-        )
-        write_png(job.labels, result.labels, force=args.force)
-        write_png(job.overlay, overlay, force=args.force)
+    was_said = False
+    with Progress(
+        *Progress.get_default_columns(),
+        MofNCompleteColumn(),
+        console=Console(stderr=True),
+    ) as bars:
+        images = bars.add_task('Images', total=len(jobs))
+        windows = bars.add_task('Windows', total=None, visible=False)
+
+        def show(done: int, total: int) -> None:
+            bars.update(windows, completed=done, total=total, visible=True)
+
+        results = predictor.predict_all([job.image for job in jobs], progress=show)
+        for job, result in zip(jobs, results, strict=True):
+            if isinstance(result, PredictionError):
+                failed += 1
+                said = f'{job.image} is skipped: {result}'
+                print(f'{parser.prog}: {said}', file=sys.stderr)
+            else:
+                if result.was_shrunk and not was_said:
+                    was_said = True
+                    said = shrinking(job.image, result)
+                    print(f'{parser.prog}: {said}', file=sys.stderr)
+                write(job, result, predictor, args)
+            bars.advance(images)
     skipped = f', {failed} skipped' if failed else ''
     print(f'{len(jobs) - failed} images done{skipped}; results are in {args.out_dir}')
     return 1 if failed else 0
+
+
+def shrinking(image: Path, result: Prediction) -> str:
+    """Return what is said of an image that the test pipeline has shrunk."""
+    height, width = result.labels.shape
+    tested_height, tested_width = result.tested_size
+    return (
+        f'{image} has {width}x{height} px and is predicted at '
+        f'{tested_width}x{tested_height} px, as are others above the test size of the '
+        'config; --full-resolution keeps all details'
+    )
+
+
+def write(
+    job: Job, result: Prediction, predictor: Predictor, args: argparse.Namespace
+) -> None:
+    """Write what is predicted of an image."""
+    overlay = draw_overlay(
+        result.image,
+        result.labels,
+        classes=predictor.classes,
+        palette=predictor.palette,
+        opacity=args.opacity,
+    )
+    write_png(job.labels, result.labels, force=args.force)
+    if job.confidence is not None and result.confidence is not None:
+        shades = np.rint(255 * result.confidence).astype(np.uint8)
+        write_png(job.confidence, shades, force=args.force)
+    write_png(job.overlay, overlay, force=args.force)

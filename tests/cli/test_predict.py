@@ -58,7 +58,8 @@ def test_labels_and_overlays_are_what_the_model_predicts(run):
 
 
 def test_augmented_predictions_are_the_average_of_all_views(run):
-    assert run('weights.pth', 'a.png', '--out-dir', 'out', '--tta')[0] == 0
+    arguments = ('weights.pth', 'a.png', '--out-dir', 'out', '--tta', '--confidence')
+    assert run(*arguments)[0] == 0
 
     segmentor = make_predictor()
     image = cv2.imread('a.png')
@@ -83,6 +84,45 @@ def test_augmented_predictions_are_the_average_of_all_views(run):
     labels = read('out/labels/a.png')
     assert np.array_equal(labels, total.argmax(dim=0).numpy())
     assert not np.array_equal(labels, segmentor('a.png').labels)
+    expected = 255 * total.amax(dim=0).numpy() / 4
+    assert np.abs(read('out/confidence/a.png') - expected).max() < 0.51
+
+
+def test_confidence_is_written_as_8_bits(run):
+    options = ('--confidence', '--window', '48', '--batch', '3')
+    assert run('weights.pth', 'a.png', 'b.png', '--out-dir', 'out', *options)[0] == 0
+
+    cfg = Config.fromfile('config.py')
+    result = Predictor(cfg, 'weights.pth', device='cpu', confidence=True, window=48)(
+        'b.png'
+    )
+    assert np.array_equal(read('out/labels/b.png'), result.labels)
+    with Image.open('out/confidence/b.png') as file:
+        assert (file.format, file.mode) == ('PNG', 'L')
+        difference = np.asarray(file) - 255 * result.confidence
+    assert np.abs(difference).max() < 0.51
+
+
+def test_confidence_that_is_there_is_not_overwritten(run):
+    Path('out/confidence').mkdir(parents=True)
+    Path('out/confidence/a.png').write_text('mine')
+    status, _, error = run('weights.pth', 'a.png', '--out-dir', 'out', '--confidence')
+    assert status == 2
+    assert 'exist already (out/confidence/a.png)' in error
+
+
+def test_shrinking_is_said_once_and_windows_mend_it(run):
+    for name in ('large.png', 'larger.png'):
+        Image.open('a.png').resize((300, 200)).save(name)
+    arguments = ('weights.pth', 'large.png', 'larger.png', '--out-dir', 'out')
+    _, _, error = run(*arguments)
+    size = make_predictor()('large.png').tested_size
+    assert f'large.png has 300x200 px and is predicted at {size[1]}x{size[0]} px' in (
+        ' '.join(error.split())
+    )
+    assert error.count('--full-resolution') == 1
+    _, _, error = run(*arguments, '--force', '--window', '96')
+    assert 'is predicted at' not in error
 
 
 def test_unreadable_files_are_named_and_skipped(run):
@@ -135,6 +175,20 @@ def test_an_interruption_leaves_whole_files(run, monkeypatch):
         (['weights.pth', 'c.png'], "image: 'c.png' does not exist; did you mean"),
         (['weights.pth', 'empty'], "image: the folder 'empty' has no files that end"),
         (['weights.pth', '.', '--opacity', '1.5'], "'1.5' is no number from 0 to 1"),
+        (['weights.pth', '.', '--window', '0'], 'window=0; give a positive number'),
+        (
+            ['weights.pth', '.', '--window', '48', '--stride', '0'],
+            "stride=0; give a number of pixels from 1 to the window's 48",
+        ),
+        (
+            ['weights.pth', '.', '--window', '48', '--stride', '49'],
+            "stride=49; give a number of pixels from 1 to the window's 48",
+        ),
+        (['weights.pth', '.', '--batch', '0'], 'batch=0; give a positive number'),
+        (
+            ['weights.pth', '.', '--tta', '--full-resolution'],
+            'do not go with test-time augmentation (--tta)',
+        ),
         (['a.png', '.'], 'a.png is no checkpoint'),
         (
             ['weights.pth', '.', '--cfg-options', 'model.decode_head.num_classes=5'],
