@@ -71,7 +71,8 @@ def windows(
         if not size:
             raise SettingError(
                 'window: the config has no model.test_cfg.crop_size and no '
-                'model.data_preprocessor.size to take it from; give its side in pixels'
+                'model.data_preprocessor.size to take it from; give its side in pixels '
+                '(--window)'
             )
     elif window < 1:
         raise SettingError(f'window={window}; give a positive number of pixels')

@@ -220,7 +220,7 @@ def shrinking(image: Path, result: Prediction) -> str:
     return (
         f'{image} has {width}x{height} px and is predicted at '
         f'{tested_width}x{tested_height} px, as are others above the test size of the '
-        'config; --full-resolution keeps all details'
+        'config; --full-resolution (or --window PX) keeps all details'
     )
 
 
