@@ -201,11 +201,12 @@ def check_size(path: str, data: dict) -> None:
     Raises:
         DataError: it has another one.
     """
-    if path != data.get('seg_map_path') or 'gt_seg_map' not in data:
+    mask, image = data.get('gt_seg_map'), data.get('ori_shape', ())
+    if path != data.get('seg_map_path') or mask is None or len(image) != 2:
         return
-    mask, image = (tuple(x[:2]) for x in (data['gt_seg_map'].shape, data['ori_shape']))
-    if mask != image:
+    if mask.shape != tuple(image):
+        height, width = mask.shape[:2]
         raise DataError(
-            f'{path} cannot be used (it is {mask[1]}x{mask[0]} px, its image '
+            f'{path} cannot be used (it is {width}x{height} px, its image '
             f'{image[1]}x{image[0]})'
         )

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import BaseDataset, ConcatDataset
 from mmengine.runner import Runner
 from PIL import Image
 
 from builders import small_demo, train_demo
+from mmseg_twins.cli.common import sentence
 from mmseg_twins.engine import UnreadableFiles
+from mmseg_twins.engine.unreadable_files import WatchedPipeline, check_size, datasets
 from mmseg_twins.errors import DataError, SettingError
 
 HOOK = dict(default_hooks__unreadable=dict(type='mmseg_twins.UnreadableFiles'))
@@ -106,6 +109,57 @@ def test_in_a_validation_it_is_an_error(data: Path, tmp_path: Path):
     no_image(path)
     with pytest.raises(DataError, match=path.name):
         run(data, tmp_path, train_cfg__val_interval=1)
+
+
+def test_workers_name_a_file_once_together(data: Path, tmp_path: Path):
+    path = images(data)[0]
+    empty(path)
+    run(data, tmp_path, train_dataloader__num_workers=2)
+
+    assert log(tmp_path).count(f'{path} cannot be read') == 1
+
+
+def test_what_a_worker_raises_is_one_sentence(data: Path, tmp_path: Path):
+    for path in images(data):
+        no_image(path)
+    with pytest.raises(DataError) as raised:
+        run(data, tmp_path, train_dataloader__num_workers=1)
+
+    said = sentence(raised.value)
+    assert said.startswith('10 samples in a row cannot be read')
+    assert said.endswith('is a disk gone?')
+
+
+def test_other_errors_are_raised_as_they_are(data: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr('mmseg.datasets.PackSegInputs.transform', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(data, tmp_path)
+
+
+class Numbers(BaseDataset):
+    """Samples without files."""
+
+    def load_data_list(self) -> list[dict]:
+        return [dict(img=number) for number in range(3)]
+
+
+def test_what_an_augmentation_refuses_is_replaced_without_a_word(caplog):
+    dataset = Numbers(pipeline=[lambda sample: sample if sample['img'] != 1 else None])
+    dataset.pipeline = WatchedPipeline(dataset.pipeline, torch.zeros(3).bool(), 1)
+
+    assert all(dataset[1]['img'] != 1 for _ in range(5))
+    assert caplog.text == ''
+
+
+def test_datasets_in_others_are_found():
+    inner = [Numbers(), Numbers()]
+    assert list(datasets(ConcatDataset(inner))) == inner
+    assert list(datasets([1, 2])) == []
+
+
+@pytest.mark.parametrize('known', [{}, dict(ori_shape=(3, 8, 9))])
+def test_sizes_that_cannot_be_compared_are_none_of_its_business(known: dict):
+    check_size('a', dict(seg_map_path='a', gt_seg_map=np.zeros((3, 4)), **known))
 
 
 @pytest.mark.parametrize('value', [-1, 2.5, 'all'])
