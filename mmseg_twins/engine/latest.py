@@ -68,9 +68,16 @@ def candidates(work_dir: Path) -> list[str]:
             # The folder was moved, or the run was started in another one.
             path = work_dir / path.name
         found = beside(path, note.stat().st_mtime_ns)
+        # A run by epochs that was ended within one has saved `iter_N.pth`.
+        kinds = [kind for kind in DEFAULT_NAMES if not path.name.startswith(kind[0])]
+        earlier = numbered(path.parent, kinds) if len(kinds) == 1 else {}
     else:
-        found = numbered(work_dir, DEFAULT_NAMES)
-    return [str(file) for file in sorted(found, key=found.get, reverse=True)]
+        found, earlier = numbered(work_dir, DEFAULT_NAMES), {}
+    return [
+        str(file)
+        for files in (found, earlier)
+        for file in sorted(files, key=files.get, reverse=True)
+    ]
 
 
 def beside(path: Path, written: int) -> dict[Path, int]:

@@ -13,6 +13,7 @@ from types import FrameType
 import torch
 from mmengine.dist import (
     all_reduce,
+    barrier,
     broadcast_object_list,
     get_comm_device,
     get_world_size,
@@ -45,12 +46,13 @@ class Preempted(SystemExit):
 class Preemption(Hook):
     """Ends a training at a signal, after a checkpoint.
 
-    At the first signal the iteration is finished; a validation ends after the batch at
-    hand, and is repeated by the resumed run. All processes of a run end at the same
-    iteration, at most one later than a single one would, whichever of them got the
-    signal. A checkpoint is saved, and the process exits with the status 75. Before the
-    first iteration there is nothing to save, and it exits at once. A signal more than
-    3 seconds after the first does what it would do without this hook.
+    At the first signal the iteration is finished, with ``accumulative_counts`` those up
+    to the optimizer's next step; a validation ends after the batch at hand, and is
+    repeated by the resumed run. All processes of a run end at the same iteration, at
+    most one later than a single one would, whichever of them got the signal. A
+    checkpoint is saved, and the process exits with the status 75. Before the first
+    iteration there is nothing to save, and a single process exits at once. A signal
+    more than 3 seconds after the first does what it would do without this hook.
 
     Processes agree in one reduction of a number an iteration, whose result is read an
     iteration later, so that nothing waits for an accelerator. A validation is agreed on
@@ -124,9 +126,9 @@ class Preemption(Hook):
         outputs: dict | None = None,
     ) -> None:
         """End here, or with the epoch if this is its last iteration."""
-        if not self._agree():
-            return
         loop, done = runner.train_loop, runner.iter + 1
+        if not self._agree() or has_unused_gradients(runner, done):
+            return
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         if by_epoch and done % len(loop.dataloader) == 0:
             self._ends_with_epoch = True
@@ -151,6 +153,8 @@ class Preemption(Hook):
     ) -> None:
         """End in a validation, which the resumed run repeats."""
         if not self._originals or not self._is_polled or not self._agree():
+            return
+        if has_unused_gradients(runner, runner.iter):
             return
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):  # gives the model its own weights back
@@ -196,7 +200,8 @@ class Preemption(Hook):
         now = time.monotonic()
         if self._received is None:
             self._received, self._received_at = signal.Signals(number), now
-            if self._is_starting:
+            # One process of several must not leave before the others know of it.
+            if self._is_starting and get_world_size() == 1:
                 runner.logger.warning(
                     f'{self._received.name}: the run ends before its first iteration; '
                     f'nothing is to be saved (exit status {STATUS})'
@@ -236,6 +241,7 @@ class Preemption(Hook):
             f'--resume goes on from there (exit status {STATUS})'
         )
         self._submit_again(runner)
+        barrier()  # a launcher ends the others once the first one has left
         raise Preempted
 
     def _submit_again(self, runner: Runner) -> None:
@@ -251,6 +257,12 @@ class Preemption(Hook):
                 f'{done.returncode} ({said or "it printed nothing"}); submit the run '
                 'again by hand, with --resume'
             )
+
+
+def has_unused_gradients(runner: Runner, done: int) -> bool:
+    """Return whether gradients are accumulated, which no checkpoint holds."""
+    count = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+    return done % count != 0 and done != runner.max_iters
 
 
 def signal_named(name: str) -> signal.Signals:

@@ -170,6 +170,29 @@ def test_training_by_epochs_goes_on_within_the_epoch(train, tmp_path: Path, at: 
     assert both[0]['param_schedulers'] == both[1]['param_schedulers']
 
 
+def test_accumulated_gradients_are_used_before_the_end(train, tmp_path: Path):
+    accumulated = {**EVERY_THREE, 'optim_wrapper__accumulative_counts': 2}
+    accumulated['train_cfg__val_interval'] = 9
+    accumulated['default_hooks__checkpoint__interval'] = 6
+    with pytest.raises(Preempted):
+        train(**accumulated, **sending('step', 2))
+    assert names(tmp_path / 'run') == ['iter_4.pth']
+
+    train(**accumulated, resume=True)
+    train('whole', **accumulated)
+    both = [saved(tmp_path / run / 'iter_6.pth') for run in ('run', 'whole')]
+    assert_equal(*both, 'state_dict')
+
+
+def test_a_damaged_checkpoint_of_an_epochs_middle_is_passed_over(train, tmp_path: Path):
+    with pytest.raises(Preempted):
+        train(**EPOCHS, **sending('step', 3))
+    damaged = tmp_path / 'run/iter_4.pth'
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    runner = train(**EPOCHS, resume=True)
+    assert Path(runner._load_from).name == 'epoch_1.pth'
+
+
 def test_handlers_are_put_back(train):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, SIGNAL)]
     with pytest.raises(Preempted):
