@@ -90,6 +90,7 @@ class Preemption(Hook):
         self._received: signal.Signals | None = None
         self._received_at = 0.0
         self._originals: dict[signal.Signals, signal._HANDLER] = {}
+        self._shielded: list[tuple[DataLoader, Callable | None]] = []
         self._pid = 0
         self._is_starting = False
         self._is_polled = True  # validations
@@ -110,7 +111,7 @@ class Preemption(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Let processes that are still to start ignore the signals."""
-        shield(runner.train_loop.dataloader, self.signals)
+        self._shield(runner.train_loop.dataloader)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
@@ -166,7 +167,7 @@ class Preemption(Hook):
         self._ends_with_epoch = False
         self._is_starting, self._pid = True, os.getpid()
         if runner.val_loop is not None:
-            shield(runner.val_loop.dataloader, self.signals)
+            self._shield(runner.val_loop.dataloader)
         handler = partial(self._receive, runner)
         try:
             self._originals = {
@@ -181,13 +182,22 @@ class Preemption(Hook):
             return run()
         finally:
             self._restore()
-            # At its exit, Python waits for processes that ignore how it ends them.
-            loop = runner.train_loop
-            close = getattr(getattr(loop, 'dataloader_iterator', None), 'close', None)
-            if close is not None:
-                close()
-            for each in filter(None, (loop, runner.val_loop)):
-                each.dataloader._iterator = None
+            self._end_shielded(runner)
+
+    def _shield(self, loader: DataLoader) -> None:
+        """Let the processes that a loader is going to start ignore the signals."""
+        self._shielded.append((loader, loader.worker_init_fn))
+        loader.worker_init_fn = partial(_ignore, self.signals, loader.worker_init_fn)
+
+    def _end_shielded(self, runner: Runner) -> None:
+        """End the processes that ignore signals, for which Python's exit would wait."""
+        batches = getattr(runner.train_loop, 'dataloader_iterator', None)
+        if hasattr(batches, 'close'):
+            batches.close()
+        for loader, worker_init_fn in self._shielded:
+            loader.worker_init_fn = worker_init_fn
+            loader._iterator = None
+        self._shielded = []
 
     def _restore(self) -> None:
         for each, original in self._originals.items():
@@ -278,11 +288,6 @@ def signal_named(name: str) -> signal.Signals:
             'can handle, such as SIGTERM, SIGUSR1, SIGUSR2 or SIGINT'
         )
     return found
-
-
-def shield(loader: DataLoader, signals: Sequence[signal.Signals]) -> None:
-    """Let the processes that a loader is going to start ignore signals."""
-    loader.worker_init_fn = partial(_ignore, signals, loader.worker_init_fn)
 
 
 def _ignore(

@@ -193,6 +193,20 @@ def test_a_damaged_checkpoint_of_an_epochs_middle_is_passed_over(train, tmp_path
     assert Path(runner._load_from).name == 'epoch_1.pth'
 
 
+def test_loaders_that_are_used_later_start_usual_processes(train):
+    workers = dict(num_workers=1, persistent_workers=True)
+    runner = train(
+        **EVERY_THREE,
+        **{f'val_dataloader__{key}': value for key, value in workers.items()},
+    )
+    iterator = iter(runner.val_dataloader)
+    next(iterator)
+    (worker,) = iterator._workers
+    worker.terminate()  # as Python does at its exit, before it waits
+    worker.join(20)
+    assert not worker.is_alive()
+
+
 def test_handlers_are_put_back(train):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, SIGNAL)]
     with pytest.raises(Preempted):
