@@ -76,9 +76,8 @@ class Preemption(Hook):
         >>> default_hooks = dict(preemption=dict(type='mmseg_twins.Preemption'))
     """
 
-    priority = (
-        'LOWEST'  # after the hooks that change what is saved, and those that save
-    )
+    # After the hooks that change what is saved, and those that save.
+    priority = 'LOWEST'
 
     def __init__(
         self,
@@ -90,7 +89,8 @@ class Preemption(Hook):
         self._received: signal.Signals | None = None
         self._received_at = 0.0
         self._originals: dict[signal.Signals, signal._HANDLER] = {}
-        self._shielded: list[tuple[DataLoader, Callable | None]] = []
+        # Loaders, and what their processes called at their start before.
+        self._shielded: dict[DataLoader, Callable | None] = {}
         self._pid = 0
         self._is_starting = False
         self._is_polled = True  # validations
@@ -186,7 +186,9 @@ class Preemption(Hook):
 
     def _shield(self, loader: DataLoader) -> None:
         """Let the processes that a loader is going to start ignore the signals."""
-        self._shielded.append((loader, loader.worker_init_fn))
+        if loader in self._shielded:  # in an earlier epoch
+            return
+        self._shielded[loader] = loader.worker_init_fn
         loader.worker_init_fn = partial(_ignore, self.signals, loader.worker_init_fn)
 
     def _end_shielded(self, runner: Runner) -> None:
@@ -194,10 +196,10 @@ class Preemption(Hook):
         batches = getattr(runner.train_loop, 'dataloader_iterator', None)
         if hasattr(batches, 'close'):
             batches.close()
-        for loader, worker_init_fn in self._shielded:
+        for loader, worker_init_fn in self._shielded.items():
             loader.worker_init_fn = worker_init_fn
             loader._iterator = None
-        self._shielded = []
+        self._shielded = {}
 
     def _restore(self) -> None:
         for each, original in self._originals.items():

@@ -15,7 +15,7 @@ import torch
 from mmengine.hooks import Hook
 
 from builders import ROOT
-from mmseg_twins.engine import preemption
+from mmseg_twins.engine import ExactResume, preemption
 from mmseg_twins.engine.preemption import STATUS, Preempted, Preemption
 from mmseg_twins.errors import SettingError
 from mmseg_twins.registry import HOOKS
@@ -205,6 +205,19 @@ def test_loaders_that_are_used_later_start_usual_processes(train):
     worker.terminate()  # as Python does at its exit, before it waits
     worker.join(20)
     assert not worker.is_alive()
+
+
+def test_a_loader_is_as_before_after_several_epochs(train, monkeypatch):
+    seen = []
+    make = ExactResume._make_loader
+    monkeypatch.setattr(
+        ExactResume,
+        '_make_loader',
+        lambda *args: seen.append(make(*args)) or seen[-1],
+    )
+    train(**EPOCHS)
+    (loader,) = seen
+    assert getattr(loader.worker_init_fn, 'func', None) is not preemption._ignore
 
 
 def test_handlers_are_put_back(train):
