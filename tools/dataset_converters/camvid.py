@@ -1,4 +1,4 @@
-"""Lay out CamVid for the configs in configs/camvid.
+"""Lay out CamVid, street images with 11 classes, for training.
 
 SOURCE is the folder CamVid of the repository that has SegNet's split of the data set,
 367 training, 101 validation and 233 test images of 480x360 px (for research use):
