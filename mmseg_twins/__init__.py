@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from .interrupts import end_at_interrupt
 from .version import __version__
 
 
@@ -22,6 +23,18 @@ def is_command() -> bool:
         return sys.orig_argv[-len(sys.argv)] == __name__
     return Path(*sys.argv[:1]).stem == 'mmseg-twins'
 
+
+def is_program() -> bool:
+    """Return whether this process runs a command, or a script of ``tools``."""
+    script = Path(*sys.argv[:1]).resolve()
+    here = Path(__file__).resolve()
+    folders = (here.parents[1] / 'tools', (here.parent / '.mim' / 'tools').resolve())
+    is_tool = script.suffix == '.py' and any(map(script.is_relative_to, folders))
+    return is_tool or is_command() or script.stem == 'twins2mmseg'
+
+
+if is_program():
+    end_at_interrupt()  # from before the imports that take seconds
 
 # The command imports the rest by itself: it diagnoses installations where that fails.
 if not is_command():

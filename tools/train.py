@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from mmseg_twins.cli.train import main
+from mmseg_twins.interrupts import run
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run(main))

@@ -14,6 +14,7 @@ from ..checkpoints.locating import locate
 from ..checkpoints.models import VARIANTS
 from ..checkpoints.writing import SUFFIXES, check_writable
 from ..errors import CheckpointError, SettingError
+from ..interrupts import raising
 
 DESCRIPTION = """\
 Convert a Twins checkpoint to mmsegmentation 1.x, verified.
@@ -111,18 +112,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'{parser.prog}: --arch is deprecated; use --variant', file=sys.stderr)
     earlier = signal.signal(signal.SIGTERM, interrupt)
     try:
-        check_writable(args.store, force=args.force)  # before a long download
-        path = locate(args.pretrain)
-        report = convert_checkpoint(
-            path,
-            args.store,
-            to=args.to,
-            variant=args.variant or args.arch,
-            use_ema=args.use_ema,
-            backbone_only=args.backbone_only,
-            force=args.force,
-            origin=args.pretrain,
-        )
+        with raising():
+            check_writable(args.store, force=args.force)  # before a long download
+            path = locate(args.pretrain)
+            report = convert_checkpoint(
+                path,
+                args.store,
+                to=args.to,
+                variant=args.variant or args.arch,
+                use_ema=args.use_ema,
+                backbone_only=args.backbone_only,
+                force=args.force,
+                origin=args.pretrain,
+            )
     except (SettingError, CheckpointError, OSError, MemoryError, RuntimeError) as error:
         print(f'{parser.prog}: error: {describe_error(error)}', file=sys.stderr)
         return 1

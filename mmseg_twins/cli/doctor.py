@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from ..compat.versions import Problem, find_problem, version
+from ..interrupts import ending
 from ..version import __version__
 
 PACKAGE = 'mmseg_twins'
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument('--json', action='store_true', help='print JSON')
     args = parser.parse_args(argv)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ending():
         warnings.simplefilter('ignore')
         report, problems = describe(), find_problems()
     if args.json:

@@ -44,6 +44,7 @@ from ..apis.exported import (
 )
 from ..apis.loading import build_segmentor, load_weights
 from ..checkpoints.writing import check_writable, replacing
+from ..interrupts import ending
 from . import common as cli
 
 DESCRIPTION = """\
@@ -206,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             embed_preprocessing=args.embed_preprocessing,
         )
         try:
-            with replacing(path, force=args.force) as temporary:
+            with replacing(path, force=args.force) as temporary, ending(temporary):
                 export(args, path.suffix, temporary, segmentor, form, metadata)
         except DifferenceError as error:
             parser.exit(1, f'{parser.prog}: error: {error}; nothing was written\n')

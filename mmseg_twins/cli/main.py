@@ -10,6 +10,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
+
+from ..interrupts import run
 
 COMMANDS = {
     'train': 'train a segmentor',
@@ -50,4 +53,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             f'{parser.prog}: error: {error}; `{parser.prog} doctor` diagnoses the '
             'installation\n',
         )
-    return module.main(given[1:])
+    return run(partial(module.main, given[1:]))

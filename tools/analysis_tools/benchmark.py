@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmseg_twins  # noqa: F401, handles Ctrl-C while the rest is imported
+
+# isort: split
 import argparse
 import datetime
 import json
@@ -32,6 +35,7 @@ from rich.progress import Progress
 from mmseg_twins.checkpoints.writing import check_writable, replacing
 from mmseg_twins.cli import common as cli
 from mmseg_twins.errors import SettingError
+from mmseg_twins.interrupts import run as run_program
 
 DESCRIPTION = """\
 Measure the package against mmsegmentation's built-in Twins on this machine.
@@ -348,4 +352,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmseg_twins  # noqa: F401, handles Ctrl-C while the rest is imported
+
+# isort: split
 import argparse
 import json
 import os
@@ -24,6 +27,7 @@ from rich.progress import track
 
 from mmseg_twins.checkpoints.writing import check_writable, replacing
 from mmseg_twins.cli import common as cli
+from mmseg_twins.interrupts import run as run_program
 
 DESCRIPTION = """Find out what is wrong with a dataset, before hours of training.
 
@@ -214,4 +218,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -7,6 +7,9 @@ Markdown table goes to stdout.
 
 from __future__ import annotations
 
+import mmseg_twins  # noqa: F401, handles Ctrl-C while the rest is imported
+
+# isort: split
 import argparse
 import statistics
 import sys
@@ -23,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmseg_twins import ops
+from mmseg_twins.interrupts import run as run_program
 
 loss_module, window_module = (
     sys.modules[f'mmseg_twins.ops.{name}']
@@ -263,4 +267,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_program(main))

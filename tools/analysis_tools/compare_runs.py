@@ -7,6 +7,9 @@ times in the log.
 
 from __future__ import annotations
 
+import mmseg_twins  # noqa: F401, handles Ctrl-C while the rest is imported
+
+# isort: split
 import argparse
 import json
 import sys
@@ -20,6 +23,7 @@ from matplotlib.figure import Figure
 
 from mmseg_twins.checkpoints.writing import check_writable, replacing
 from mmseg_twins.cli import common as cli
+from mmseg_twins.interrupts import run as run_program
 
 # Told apart by readers who do not see red or green, too.
 COLORS = ('#0072b2', '#e69f00', '#56b4e9', '#cc79a7')
@@ -267,4 +271,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_program(main))

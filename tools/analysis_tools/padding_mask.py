@@ -8,6 +8,9 @@ masked where both sides have some, and attended to where only one side has.
 
 from __future__ import annotations
 
+import mmseg_twins  # noqa: F401, handles Ctrl-C while the rest is imported
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +28,7 @@ from torch import Tensor
 
 from mmseg_twins.checkpoints.writing import check_writable, replacing
 from mmseg_twins.cli import common as cli
+from mmseg_twins.interrupts import run as run_program
 
 WINDOW = 7
 SIZES = {
@@ -167,4 +171,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_program(main))

@@ -6,5 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'demo'))
 from scene_folder import main
 
+from mmseg_twins.interrupts import run
+
 if __name__ == '__main__':
-    main()
+    sys.exit(run(main))

@@ -7,6 +7,9 @@ held-out scenes. The results of an earlier run are moved to a folder of their ow
 
 from __future__ import annotations
 
+import mmseg_twins  # noqa: F401, handles Ctrl-C while the rest is imported
+
+# isort: split
 import argparse
 import math
 import sys
@@ -27,6 +30,7 @@ from rich.table import Table
 from scene_folder import add_numbers, write_scenes
 
 from mmseg_twins.cli import common as cli
+from mmseg_twins.interrupts import run as run_program
 
 CONFIG = Path(__file__).parents[2] / 'configs/demo/twins_svt_fpn_streets.py'
 SHOWN = 6
@@ -190,4 +194,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(run_program(main))

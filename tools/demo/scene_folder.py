@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -78,9 +79,7 @@ def write_scenes(
             (scenes / 'images' / split).mkdir(parents=True)
             (scenes / 'annotations' / split).mkdir(parents=True)
             jobs += [(split, index, (seed, part, index)) for index in range(count)]
-        with ProcessPoolExecutor(
-            _cores(), initializer=cv2.setNumThreads, initargs=(0,)
-        ) as pool:
+        with ProcessPoolExecutor(_cores(), initializer=_begin) as pool:
             written = pool.map(partial(_write, scenes, size, table), jobs, chunksize=4)
             for _ in track(written, 'Drawing', len(jobs), disable=not progress):
                 pass
@@ -90,6 +89,11 @@ def write_scenes(
 def _cores() -> int:
     has_affinity = hasattr(os, 'sched_getaffinity')
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+def _begin() -> None:
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the program once
 
 
 def _write(scenes: Path, size: tuple[int, int], table: np.ndarray, job: tuple) -> None:
