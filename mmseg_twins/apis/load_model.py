@@ -18,10 +18,7 @@ REPOSITORY = re.compile(r'[\w.-]+/[\w.-]+')
 
 
 def load_model(
-    source: str | Path | Config,
-    checkpoint: str | Path | None = None,
-    *,
-    device: str = 'auto',
+    source: str | Path | Config, checkpoint: str | Path | None = None, **options
 ) -> Predictor:
     """Load a segmentor for prediction, with its classes, palette and preprocessing.
 
@@ -35,8 +32,8 @@ def load_model(
             * a config (its path, or the name of one of the package's), with a
               ``checkpoint``.
         checkpoint: path, URL or name of the weights for a config.
-        device: ``'auto'``, which is a CUDA GPU if there is one, ``'cpu'`` or
-            ``'cuda'``.
+        options: of the :class:`~.Predictor`, such as ``device='cpu'``, ``window=512``
+            or ``confidence=True``.
 
     Raises:
         SettingError: there is no such source, or it is a backbone.
@@ -53,7 +50,7 @@ def load_model(
         cfg, checkpoint = find_segmentor(source)
     else:
         cfg = read_config(source)
-    return Predictor(cfg, checkpoint, device=device)
+    return Predictor(cfg, checkpoint, **options)
 
 
 def is_segmentor(source: str | Path) -> bool:

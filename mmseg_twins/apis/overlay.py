@@ -50,34 +50,64 @@ def draw_overlay(
         ValueError: image and labels differ in size, a label has no class, or the
             opacity is not from 0 to 1.
     """
-    if image.shape[:2] != labels.shape:
-        raise ValueError(
-            f'image {image.shape[:2]} and labels {labels.shape} differ in size'
+    painter = Painter(classes, palette, opacity)
+    overlay = painter.paint(image, labels)
+    return painter.with_legend(overlay) if legend else overlay
+
+
+class Painter:
+    """Draws an overlay some rows at a time; for the arguments see :func:`draw_overlay`.
+
+    Raises:
+        ValueError: the opacity is not from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        palette: Sequence[Sequence[int]],
+        opacity: float = 0.6,
+    ) -> None:
+        if not 0 <= opacity <= 1:
+            raise ValueError(f'opacity is {opacity}; give a number from 0 to 1')
+        self._classes, self._palette, self._opacity = classes, palette, opacity
+        self._counts = np.zeros(len(classes), np.int64)
+
+    def paint(self, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the classes over the next rows of the image.
+
+        Raises:
+            ValueError: image and labels differ in size, or a label has no class.
+        """
+        if image.shape[:2] != labels.shape:
+            raise ValueError(
+                f'image {image.shape[:2]} and labels {labels.shape} differ in size'
+            )
+        classes, palette = self._classes, self._palette
+        if labels.max() >= len(classes) or len(classes) != len(palette):
+            raise ValueError(
+                f'labels go up to {labels.max()} for {len(classes)} classes with '
+                f'{len(palette)} colors'
+            )
+        self._counts += np.bincount(labels.ravel(), minlength=len(classes))
+        colors = np.asarray(palette, np.uint8)[labels]
+        return cv2.addWeighted(image, 1 - self._opacity, colors, self._opacity, 0)
+
+    def with_legend(self, overlay: np.ndarray) -> np.ndarray:
+        """Return all rows, with the legend at the right."""
+        counts = self._counts
+        entries = [
+            (self._classes[index], self._palette[index], counts[index] / counts.sum())
+            for index in np.argsort(-counts, kind='stable')
+            if counts[index]
+        ]
+        panel = draw_legend(entries, len(overlay))
+        below = len(panel) - len(overlay)
+        white = (255, 255, 255)
+        overlay = cv2.copyMakeBorder(
+            overlay, 0, below, 0, 0, cv2.BORDER_CONSTANT, value=white
         )
-    if labels.max() >= len(classes) or len(classes) != len(palette):
-        raise ValueError(
-            f'labels go up to {labels.max()} for {len(classes)} classes with '
-            f'{len(palette)} colors'
-        )
-    if not 0 <= opacity <= 1:
-        raise ValueError(f'opacity is {opacity}; give a number from 0 to 1')
-    colors = np.asarray(palette, np.uint8)
-    overlay = cv2.addWeighted(image, 1 - opacity, colors[labels], opacity, 0)
-    if not legend:
-        return overlay
-    counts = np.bincount(labels.ravel(), minlength=len(classes))
-    entries = [
-        (classes[index], palette[index], counts[index] / labels.size)
-        for index in np.argsort(-counts, kind='stable')
-        if counts[index]
-    ]
-    panel = draw_legend(entries, len(image))
-    below = len(panel) - len(overlay)
-    white = (255, 255, 255)
-    overlay = cv2.copyMakeBorder(
-        overlay, 0, below, 0, 0, cv2.BORDER_CONSTANT, value=white
-    )
-    return np.hstack([overlay, panel])
+        return np.hstack([overlay, panel])
 
 
 def draw_legend(

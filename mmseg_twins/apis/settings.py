@@ -6,13 +6,18 @@ import copy
 from collections.abc import Mapping, Sequence
 
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose
 
 from ..errors import SettingError
 from ..models.segmentors.windows import is_pair
+from .rows import RAW
 
 SCOPES = ('', 'mmseg.', 'mmseg_twins.')
 RESIZING = ('Resize', 'ResizeToMultiple', 'ResizeShortestEdge')
 AUGMENTING = ('TestTimeAug', 'MultiScaleFlipAug')
+LOADER = 'LoadImageFromFile'
+# Reads all bands as they are in the file; needs GDAL's own Python package.
+GDAL_LOADER = 'LoadSingleRSImageFromFile'
 
 
 def extended_model(cfg: Config, asked: str) -> ConfigDict:
@@ -51,13 +56,15 @@ def replace_type(part: ConfigDict, name: str, asked: str) -> None:
 
 
 def windows(
-    segmentor: Mapping, window: int | None, stride: int | None
+    cfg: Config, segmentor: Mapping, window: int | None, stride: int | None
 ) -> dict[str, tuple[int, ...]]:
     """Return the windows that slide over images, as entries of ``test_cfg``.
 
     Args:
-        segmentor: its config, whose crop size is the default.
-        window: their side in pixels.
+        cfg: of mmsegmentation's kind.
+        segmentor: its segmentor's config.
+        window: their side in pixels; by default the crop size of tests or, without one,
+            that of the training.
         stride: the step between them in pixels; two thirds of them by default.
 
     Raises:
@@ -66,13 +73,13 @@ def windows(
     test_cfg = segmentor.get('test_cfg') or {}
     if window is None:
         preprocessor = segmentor.get('data_preprocessor') or {}
-        sizes = test_cfg.get('crop_size'), preprocessor.get('size')
+        sizes = test_cfg.get('crop_size'), preprocessor.get('size'), training_size(cfg)
         size = tuple(next(filter(is_pair, sizes), ()))
         if not size:
             raise SettingError(
-                'window: the config has no model.test_cfg.crop_size and no '
-                'model.data_preprocessor.size to take it from; give its side in pixels '
-                '(--window)'
+                'window: the config has no model.test_cfg.crop_size, no '
+                'model.data_preprocessor.size and no training images of one size to '
+                'take it from; give its side in pixels (--window)'
             )
     elif window < 1:
         raise SettingError(f'window={window}; give a positive number of pixels')
@@ -90,6 +97,128 @@ def windows(
     else:
         steps = tuple(max(1, 2 * side // 3) for side in size)
     return {'crop_size': size, 'stride': steps}
+
+
+def training_size(cfg: Config) -> tuple[int, int] | None:
+    """Return height and width of training images, if the pipeline makes one size."""
+    dataset = (cfg.get('train_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in dataset:  # wrappers
+        dataset = dataset['dataset']
+    size = None
+    for step in dataset.get('pipeline') or ():
+        name = step['type'].rpartition('.')[2]
+        if name == 'RandomCrop':
+            size = step['crop_size']
+            size = (size, size) if isinstance(size, int) else size
+        elif name == 'Resize' and is_pair(step.get('scale')):
+            size = step['scale'][::-1]
+        elif name in RESIZING or name == 'RandomResize':
+            size = None
+    return size
+
+
+def check_values(
+    bands: Sequence[int] | None,
+    value_range: tuple[float, float] | str | None,
+    *,
+    slides: bool,
+) -> None:
+    """Check which values of images are asked for.
+
+    Raises:
+        SettingError: they cannot be, or images are not predicted in windows.
+    """
+    if bands is not None and not (bands and min(bands) > 0):
+        raise SettingError(f'bands={list(bands)}; give numbers from 1 (--bands 1 2 3)')
+    if value_range not in (None, RAW) and not is_range(value_range):
+        raise SettingError(
+            f'value_range={value_range!r}; give two numbers, the lower one first '
+            f'(--value-range 0 10000), or {RAW!r}'
+        )
+    if not slides and (bands or value_range):
+        raise SettingError(
+            'bands and value_range (--bands, --value-range, --raw-values) are for '
+            'images that windows slide over; add --full-resolution, or --window PX'
+        )
+
+
+def is_range(value: object) -> bool:
+    """Return whether a value is two numbers, the lower one first."""
+    return (
+        isinstance(value, Sequence)
+        and len(value) == 2
+        and all(isinstance(limit, (int, float)) for limit in value)
+        and value[0] < value[1]
+    )
+
+
+def test_steps(cfg: Config, *loaders: str) -> list:
+    """Return the test pipeline without the loading of annotations.
+
+    Args:
+        cfg: of mmsegmentation's kind.
+        loaders: the steps that it may begin with.
+
+    Raises:
+        SettingError: there is no such pipeline.
+    """
+    loader = cfg.get('test_dataloader') or {}
+    steps = loader.get('dataset', {}).get('pipeline')
+    if not steps or steps[0]['type'] not in loaders:
+        raise SettingError(
+            'config: prediction needs a test_dataloader.dataset.pipeline that begins '
+            f'with {" or ".join(loaders)}'
+        )
+    return [steps[0], *without_annotations(steps[1:])]
+
+
+def build_pipelines(cfg: Config) -> tuple[Compose, Compose]:
+    """Build the test pipeline's loader of images, and the rest.
+
+    Raises:
+        SettingError: there is no pipeline that loads image files.
+    """
+    loader, *rest = test_steps(cfg, LOADER)
+    return Compose([loader]), Compose(rest)
+
+
+def row_loader(cfg: Config) -> tuple[Compose | None, bool]:
+    """Return what reads images that windows slide over, other than TIFFs.
+
+    Returns:
+        The test pipeline's loader, or None if all images are read as TIFFs are; and
+        whether the model is given blue before red.
+
+    Raises:
+        SettingError: the test pipeline has steps that need whole images.
+    """
+    loader, *rest = test_steps(cfg, LOADER, GDAL_LOADER)
+    names = [step['type'].rpartition('.')[2] for step in without_resizing(rest)]
+    if more := [name for name in names if name != 'PackSegInputs']:
+        raise SettingError(
+            'predictions at full resolution (--full-resolution, --window, --stride) '
+            f'read images row by row, and {more[0]} in the test pipeline needs them '
+            'whole; leave it out of test_dataloader.dataset.pipeline'
+        )
+    if loader['type'] == GDAL_LOADER:
+        return None, False
+    swaps = loader.get('imdecode_backend', 'cv2') != 'tifffile'
+    return Compose([{**loader, 'to_float32': False}]), swaps
+
+
+def without_annotations(steps: Sequence) -> list:
+    """Return a pipeline without what loads annotations, inside augmentations too."""
+    kept = []
+    for step in steps:
+        if isinstance(step, (list, tuple)):
+            if not (step := without_annotations(step)):
+                continue
+        elif step['type'].startswith('Load'):
+            continue
+        elif 'transforms' in step:
+            step = {**step, 'transforms': without_annotations(step['transforms'])}
+        kept.append(step)
+    return kept
 
 
 def without_resizing(steps: Sequence) -> list:

@@ -8,10 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-
-from ..checkpoints.writing import replacing
+from ..apis.rows import is_tiff, part_of
 from .common import require_file
 
 #: Suffixes, in lower case, of the files that a folder is searched for.
@@ -25,7 +22,7 @@ class Job(NamedTuple):
     """An image and the files that its prediction is written to."""
 
     image: Path
-    overlay: Path
+    overlay: Path | None
     labels: Path
     confidence: Path | None
 
@@ -79,7 +76,13 @@ def search(folder: Path, recursive: bool, skip: Path | None) -> list[Path]:
 
 
 def plan_jobs(
-    images: Sequence[Path], out_dir: Path, *, force: bool, confidence: bool = False
+    images: Sequence[Path],
+    out_dir: Path,
+    *,
+    force: bool,
+    confidence: bool = False,
+    overlays: bool = True,
+    tiffs: bool = False,
 ) -> list[Job]:
     """Choose the files that each image's results are written to.
 
@@ -92,6 +95,8 @@ def plan_jobs(
         out_dir: folder of all results.
         force: whether existing results may be overwritten.
         confidence: whether the labels' probabilities are written.
+        overlays: whether overlays are written.
+        tiffs: whether results of TIFFs are TIFFs; results are PNG files otherwise.
 
     Raises:
         FileExistsError: results exist, without ``force``.
@@ -105,11 +110,19 @@ def plan_jobs(
     jobs = []
     for image, name in zip(images, names, strict=True):
         is_unique = stems[str(name.with_suffix('')).lower()] == 1
-        name = Path(f'{name.with_suffix("") if is_unique else name}.png')
+        suffix = '.tif' if tiffs and is_tiff(image) else '.png'
+        name = Path(f'{name.with_suffix("") if is_unique else name}{suffix}')
         overlay, labels, probabilities = (
             out_dir / kind / name for kind in ('overlays', 'labels', 'confidence')
         )
-        jobs.append(Job(image, overlay, labels, probabilities if confidence else None))
+        jobs.append(
+            Job(
+                image,
+                overlay if overlays else None,
+                labels,
+                probabilities if confidence else None,
+            )
+        )
     check_targets(jobs, force)
     return jobs
 
@@ -124,7 +137,12 @@ def check_targets(jobs: Sequence[Job], force: bool) -> None:
                 f'--out-dir: the result {path} would overwrite the image of that name; '
                 'give another folder'
             )
-    taken = [str(path) for path in targets if path.exists()]
+    taken = [
+        str(one)
+        for path in targets
+        for one in (path, part_of(path))
+        if one.exists() and (one == path or is_tiff(path))
+    ]
     if taken and not force:
         more = ', ...' if len(taken) > SHOWN else ''
         raise FileExistsError(
@@ -132,24 +150,3 @@ def check_targets(jobs: Sequence[Job], force: bool) -> None:
             f'({", ".join(taken[:SHOWN])}{more}); give another folder, or --force to '
             'overwrite them'
         )
-
-
-def write_png(path: Path, pixels: np.ndarray, *, force: bool) -> None:
-    """Write a PNG file atomically, and create its folder.
-
-    Args:
-        path: the file.
-        pixels: (H, W) uint8 or uint16, or (H, W, 3) uint8, RGB.
-        force: whether an existing file may be overwritten.
-
-    Raises:
-        OSError: it cannot be written, or exists without ``force``.
-    """
-    if pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    is_encoded, content = cv2.imencode('.png', pixels)
-    if not is_encoded:
-        raise OSError(f'OpenCV cannot encode {path}')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, force=force) as temporary:
-        temporary.write_bytes(content.tobytes())

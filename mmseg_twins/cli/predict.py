@@ -6,35 +6,39 @@ Published segmentors bring their config, as folders of save_pretrained do:
 For each image, writes two PNG files: an overlay of the predicted classes on the image,
 with a legend of names, colors and shares of the pixels, to DIR/overlays, and a
 single-channel label map, whose classes count from 0, to DIR/labels; --confidence adds
-a map of the labels' probabilities. Writes are atomic and never overwrite a file without
---force.
+a map of the labels' probabilities. Of TIFFs that windows slide over (--full-resolution,
+--window), the results are TIFFs with the same georeference, and are written while the
+image is read: memory grows with its width only. Writes are atomic and never overwrite a
+file without --force.
 
-exit status: 0 if all images were predicted; 1 if some could not be read, which are
-named and skipped; 2 for invalid arguments; 130 after Ctrl-C.
+exit status: 0 if all images were predicted; 1 if some could not be read to their end,
+which are named; 2 for invalid arguments; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from ..apis.load_model import find_segmentor, is_segmentor
 from ..apis.overlay import draw_overlay
-from ..apis.prediction import (
-    DEVICES,
-    Prediction,
+from ..apis.prediction import DEVICES, Prediction, Predictor, choose_device
+from ..apis.rows import (
+    RAW,
+    EndOfRows,
     PredictionError,
-    Predictor,
-    choose_device,
+    eight_bits,
+    import_rasterio,
+    is_tiff,
+    write_png,
 )
 from . import common as cli
-from .image_files import Job, find_images, plan_jobs, write_png
+from .image_files import Job, find_images, plan_jobs
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--out-dir', required=True, metavar='DIR', help='folder for the results'
     )
+    parser.add_argument('--no-overlay', action='store_true', help='write no overlays')
     parser.add_argument(
         '--opacity',
         type=fraction,
@@ -103,6 +108,29 @@ def make_parser() -> argparse.ArgumentParser:
         metavar='PX',
         help='step between these windows (default: two thirds of the window); implies '
         '--full-resolution',
+    )
+    parser.add_argument(
+        '--bands',
+        type=int,
+        nargs='+',
+        metavar='N',
+        help='the bands of TIFFs that the model takes, in its order and counted from '
+        '1, with windows (default: all but transparency)',
+    )
+    values = parser.add_mutually_exclusive_group()
+    values.add_argument(
+        '--value-range',
+        type=float,
+        nargs=2,
+        metavar=('LOW', 'HIGH'),
+        help='values that become 0 and 255 in images of more than 8 bits, with windows',
+    )
+    values.add_argument(
+        '--raw-values',
+        dest='value_range',
+        action='store_const',
+        const=RAW,
+        help='leave these values as they are, for models that were trained on such',
     )
     parser.add_argument(
         '--batch',
@@ -153,9 +181,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not images:
                 parser.error('no image is given; give files or folders')
             found = find_images(images, recursive=args.recursive, skip=out_dir)
+            slides = bool(args.full_resolution or args.window or args.stride)
             jobs = plan_jobs(
-                found, out_dir, force=args.force, confidence=args.confidence
+                found,
+                out_dir,
+                force=args.force,
+                confidence=args.confidence,
+                overlays=not args.no_overlay,
+                tiffs=slides,
             )
+            if slides and any(is_tiff(job.image) for job in jobs):
+                import_rasterio()  # or an error, before the model is built
             predictor = Predictor(
                 cfg,
                 checkpoint,
@@ -165,6 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 window=args.window,
                 stride=args.stride,
                 batch=args.batch,
+                bands=args.bands,
+                value_range=args.value_range,
             )
         return predict(parser, predictor, jobs, args)
     except OSError as error:
@@ -195,13 +233,19 @@ def predict(
         def show(done: int, total: int) -> None:
             bars.update(windows, completed=done, total=total, visible=True)
 
-        results = predictor.predict_all([job.image for job in jobs], progress=show)
+        results: Iterator[Prediction | PredictionError | None]
+        if predictor.slides:
+            results = (predict_rows(job, predictor, args, show) for job in jobs)
+        else:
+            results = predictor.predict_all([job.image for job in jobs])
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, PredictionError):
                 failed += 1
                 said = f'{job.image} is skipped: {result}'
+                if isinstance(result, EndOfRows):
+                    said = str(result)
                 print(f'{parser.prog}: {said}', file=sys.stderr)
-            else:
+            elif result is not None:
                 if result.was_shrunk and not was_said:
                     was_said = True
                     said = shrinking(job.image, result)
@@ -211,6 +255,30 @@ def predict(
     skipped = f', {failed} skipped' if failed else ''
     print(f'{len(jobs) - failed} images done{skipped}; results are in {args.out_dir}')
     return 1 if failed else 0
+
+
+def predict_rows(
+    job: Job,
+    predictor: Predictor,
+    args: argparse.Namespace,
+    progress: Callable[[int, int], None],
+) -> PredictionError | None:
+    """Predict an image in windows and write the results; return why it cannot be."""
+    for path in job.targets:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        predictor.predict_file(
+            job.image,
+            job.labels,
+            confidence=job.confidence,
+            overlay=job.overlay,
+            opacity=args.opacity,
+            force=args.force,
+            progress=progress,
+        )
+    except PredictionError as error:
+        return error
+    return None
 
 
 def shrinking(image: Path, result: Prediction) -> str:
@@ -228,15 +296,15 @@ def write(
     job: Job, result: Prediction, predictor: Predictor, args: argparse.Namespace
 ) -> None:
     """Write what is predicted of an image."""
-    overlay = draw_overlay(
-        result.image,
-        result.labels,
-        classes=predictor.classes,
-        palette=predictor.palette,
-        opacity=args.opacity,
-    )
     write_png(job.labels, result.labels, force=args.force)
     if job.confidence is not None and result.confidence is not None:
-        shades = np.rint(255 * result.confidence).astype(np.uint8)
-        write_png(job.confidence, shades, force=args.force)
-    write_png(job.overlay, overlay, force=args.force)
+        write_png(job.confidence, eight_bits(result.confidence), force=args.force)
+    if job.overlay is not None:
+        overlay = draw_overlay(
+            result.image,
+            result.labels,
+            classes=predictor.classes,
+            palette=predictor.palette,
+            opacity=args.opacity,
+        )
+        write_png(job.overlay, overlay, force=args.force)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmseg_twins.cli.image_files import find_images, plan_jobs, write_png
+from mmseg_twins.apis.rows import write_png
+from mmseg_twins.cli.image_files import find_images, plan_jobs
 
 
 def test_images_of_the_same_name_stay_apart(tmp_path):

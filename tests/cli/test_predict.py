@@ -13,8 +13,8 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 
 from mmseg_twins.apis import Predictor, draw_overlay
+from mmseg_twins.apis.rows import write_png
 from mmseg_twins.cli import predict as tool
-from mmseg_twins.cli.image_files import write_png
 
 pytestmark = pytest.mark.usefixtures('pictures')
 

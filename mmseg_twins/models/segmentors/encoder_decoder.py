@@ -4,12 +4,13 @@ mmsegmentation holds all classes' logits at the image's full resolution several 
 sliding windows add theirs up in a tensor of the image's size, each padded to it. Here
 labels are made tile by tile of logits at the decode head's resolution
 (:mod:`mmseg_twins.ops.upsampled_labels`): memory grows with the width of an image that
-windows slide over, not with its area. Training is mmsegmentation's.
+windows slide over, not with its area. :meth:`EncoderDecoder.predict_strips` holds
+neither the image nor its labels. Training is mmsegmentation's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from mmengine.structures import PixelData
@@ -23,6 +24,11 @@ from ...errors import SettingError
 from ...registry import MODELS
 from .results import PixelLoss, Results, full_view, loss_is_wanted
 from .windows import Grid, Mosaic, check_test_cfg, predicted_size, sliding_grid
+
+# Returns some rows and columns of images, normalized: (images, bands, h, w).
+Cut = Callable[[slice, slice], Tensor]
+# Is told how many windows of an image are done, and how many there are.
+Progress = Callable[[int, int], None]
 
 
 class LeftOut(PixelData):
@@ -102,6 +108,35 @@ class EncoderDecoder(MMSegEncoderDecoder):
             self._set(sample, one)
         return samples
 
+    @torch.no_grad()
+    def predict_strips(
+        self,
+        cut: Cut,
+        size: tuple[int, int],
+        meta: Mapping,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Predict an image in sliding windows, which are asked for one by one.
+
+        Args:
+            cut: returns windows of the image, from left to right, then downwards.
+            size: of the image with its padding.
+            meta: of the image's sample.
+            progress: is called after each batch of windows.
+
+        Yields:
+            Labels of the image's next rows, (rows, W), int64, and the probability of
+            each, or None.
+        """
+        check_test_cfg(self.test_cfg)
+        strips = None
+        for (view,), rows in self._sliding_views(cut, size, [meta], progress=progress):
+            strips = strips or ops.Strips([view], ops.tiling(view.logits))
+            for strip in strips.ready(rows):
+                yield ops.strip_labels(
+                    strip, self._threshold, confidence=self._is_confident
+                )
+
     def views(
         self, inputs: Tensor, data_samples: list[SegDataSample]
     ) -> list[ops.View]:
@@ -169,12 +204,14 @@ class EncoderDecoder(MMSegEncoderDecoder):
             metas = [dict(ori_shape=size, img_shape=size)] * len(inputs)
         else:
             metas = [sample.metainfo for sample in data_samples]
-        predict = (
-            self._sliding_views
-            if self.test_cfg.get('mode') == 'slide'
-            else self._whole_views
-        )
-        return predict(inputs, metas, hold_all)
+        if self.test_cfg.get('mode') != 'slide':
+            return self._whole_views(inputs, metas, hold_all)
+
+        def cut(rows: slice, columns: slice) -> Tensor:
+            return inputs[:, :, rows, columns]
+
+        height, width = inputs.shape[2:]
+        return self._sliding_views(cut, (height, width), metas, hold_all=hold_all)
 
     def _whole_views(
         self, inputs: Tensor, metas: list[dict], hold_all: bool
@@ -186,28 +223,36 @@ class EncoderDecoder(MMSegEncoderDecoder):
         yield mosaic.views, mosaic.put(logits, 0, 0)
 
     def _sliding_views(
-        self, inputs: Tensor, metas: list[dict], hold_all: bool
+        self,
+        cut: Cut,
+        size: tuple[int, int],
+        metas: Sequence[Mapping],
+        *,
+        hold_all: bool = False,
+        progress: Progress | None = None,
     ) -> Iterator[tuple[list[ops.View], int]]:
-        height, width = inputs.shape[2:]
-        grid = sliding_grid(
-            (height, width), self.test_cfg['crop_size'], self.test_cfg['stride']
-        )
+        grid = sliding_grid(size, self.test_cfg['crop_size'], self.test_cfg['stride'])
         batch = self.test_cfg.get('batch_windows', 1)
         mosaic = None
         for row, y in enumerate(grid.ys):
-            band = inputs[:, :, y : y + grid.height]
             for column in range(0, len(grid.xs), batch):
-                windows = [
-                    band[..., x : x + grid.width]
-                    for x in grid.xs[column : column + batch]
-                ]
-                size = windows[0].shape[2:]
-                window_metas = [{**meta, 'img_shape': size} for meta in metas]
-                logits = self._logits(torch.cat(windows), window_metas * len(windows))
+                windows = torch.cat(
+                    [
+                        cut(slice(y, y + grid.height), slice(x, x + grid.width))
+                        for x in grid.xs[column : column + batch]
+                    ]
+                )
+                shape = windows.shape[2:]
+                window_metas = [{**meta, 'img_shape': shape} for meta in metas]
+                count = len(windows) // len(metas)
+                logits = self._logits(windows, window_metas * count)
                 mosaic = mosaic or Mosaic(
                     grid, metas, logits, self.align_corners, hold_all=hold_all
                 )
                 rows = mosaic.put(logits, row, column)
+                if progress is not None:
+                    done = row * len(grid.xs) + column + count
+                    progress(done, len(grid.ys) * len(grid.xs))
             yield mosaic.views, rows
 
     def _logits(self, inputs: Tensor, metas: Sequence[Mapping]) -> Tensor:
