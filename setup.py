@@ -78,7 +78,8 @@ EXTRAS_REQUIRE = {
     'mim': ['openmim==0.3.9', 'openxlab==0.0.11', SETUPTOOLS],
     'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
     'openvino': ['openvino'],
-    'test': ['hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'ruff'],
+    'docs': ['mkdocs-material', 'mkdocstrings[python]'],
+    'test': ['codespell', 'hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'ruff'],
 }
 
 

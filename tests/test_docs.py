@@ -26,8 +26,13 @@ from mmseg.registry import MODELS
 from builders import random_state, shapes_of
 
 ROOT = Path(__file__).parents[1]
-PAGES = ['README.md', *(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md'))]
-LANGUAGES = {'bash', 'python', 'console', 'text', 'bibtex'}
+PAGES = [
+    'README.md',
+    'CONTRIBUTING.md',
+    'SECURITY.md',
+    *sorted(f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md')),
+]
+LANGUAGES = {'bash', 'python', 'console', 'diff', 'text', 'bibtex'}
 
 QUICKSTART = 'python tools/demo/quickstart.py --training 8 --validation 6 --max-iters 4'
 ONE_ITERATION = (
@@ -55,7 +60,7 @@ REDUCED = {
         'benchmark.py --markdown >': f'benchmark.py{LOOK} --markdown >',
     },
     'docs/conversion.md': {'PRETRAIN STORE': 'alt_gvt_small.pth work_dirs/svt-s.pth'},
-    'docs/differences.md': {'bash tools/run_tests.sh': TESTS},
+    'docs/design.md': {'bash tools/run_tests.sh': TESTS},
     'docs/finetune.md': {
         '--training 240 --validation 24': '--training 8 --validation 6',
         '--work-dir work_dirs/finetune/source\n': (
@@ -69,12 +74,12 @@ REDUCED = {
             'mv work_dirs/finetune/tuned/iter_{2,300}.pth\n'
         ),
     },
-    'docs/getting_started.md': {
+    'docs/from_timm.md': {'model.safetensors': 'alt_gvt_small.pth'},
+    'docs/install.md': {
         # Every run of the tests begins with the set-up.
         'bash tools/setup_env.sh\nsource .venv/bin/activate\n': '',
-        'bash tools/quickstart.sh': QUICKSTART,
-        '_160k_ade20k.py\n': f'_160k_ade20k.py{ONE_ITERATION}\n',
     },
+    'docs/model_zoo.md': {'_160k_ade20k.py\n': f'_160k_ade20k.py{ONE_ITERATION}\n'},
 }
 # What a page says that the reader has done before.
 BEFORE = {'docs/predict.md': QUICKSTART}
@@ -92,6 +97,19 @@ def blocks(page: str) -> list[Block]:
     text = (ROOT / page).read_text(encoding='utf-8')
     found = re.findall(r'^```(\w*)\n(.*?)^```$', text, flags=re.DOTALL | re.MULTILINE)
     return [Block(*block) for block in found]
+
+
+def links(page: str) -> list[tuple[Path, str]]:
+    """What a page links in the project: files or folders, and headings, or ''."""
+    text = (ROOT / page).read_text(encoding='utf-8')
+    found = re.findall(r'\]\((?!https?:|mailto:)([^)#]*)#?([^)]*)\)', text)
+    return [
+        (
+            (ROOT / page).parent.joinpath(name).resolve() if name else ROOT / page,
+            heading,
+        )
+        for name, heading in found
+    ]
 
 
 def is_config(block: Block) -> bool:
@@ -210,28 +228,34 @@ def test_what_is_reduced_stands_on_the_page(page: str):
 def test_every_file_that_a_page_links_or_names_exists(page: str):
     text = (ROOT / page).read_text(encoding='utf-8')
     code = '\n'.join(block.text for block in blocks(page))
-    linked = re.findall(r'\]\((?!https?:|#)([^)#]+)', text)
     named = re.findall(r'`((?:tools|configs|tests|docs|mmseg_twins)/[\w./-]+)`', text)
     run_by_blocks = re.findall(r'((?:tools|configs)/[\w./-]+\.(?:py|sh))', code)
-    missing = [
-        name for name in linked if not (ROOT / page).parent.joinpath(name).exists()
-    ]
+    missing = [str(path) for path, _ in links(page) if not path.exists()]
     missing += [name for name in named + run_by_blocks if not (ROOT / name).exists()]
     assert missing == []
 
 
 @pytest.mark.parametrize('page', PAGES)
 def test_every_heading_that_a_page_links_exists(page: str):
-    text = (ROOT / page).read_text(encoding='utf-8')
-    for name, anchor in re.findall(r'\]\((?!https?:)([^)#]*)#([^)]+)\)', text):
-        target = (ROOT / page).parent / name if name else ROOT / page
-        headings = re.findall(
-            r'^#+ (.*)$', target.read_text('utf-8'), flags=re.MULTILINE
-        )
-        anchors = [
-            re.sub(r'[^\w -]', '', h.lower()).replace(' ', '-') for h in headings
-        ]
-        assert anchor in anchors
+    for path, heading in links(page):
+        if heading:
+            titles = re.findall(r'^#+ (.*)$', path.read_text('utf-8'), re.MULTILINE)
+            words = [re.sub(r'[^\w -]', '', title.lower()) for title in titles]
+            assert heading in [title.replace(' ', '-') for title in words]
+
+
+def test_every_picture_of_docs_is_shown_on_a_page():
+    shown = {path for page in PAGES for path, _ in links(page)}
+    pictures = (ROOT / 'docs/images').iterdir()
+    assert [path.name for path in pictures if path.resolve() not in shown] == []
+
+
+def test_the_site_lists_every_page_once():
+    text = (ROOT / 'mkdocs.yml').read_text(encoding='utf-8')
+    listed = re.findall(r'^ +- .*?(\w+\.md)$', text, flags=re.MULTILINE)
+    pages = [Path(page).name for page in PAGES if page.startswith('docs/')]
+    generated = ['index.md', 'contributing.md', 'changelog.md', 'security.md']
+    assert sorted(listed) == sorted([*pages, *generated])
 
 
 @pytest.mark.parametrize('page', PAGES)

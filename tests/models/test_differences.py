@@ -1,4 +1,4 @@
-"""What docs/differences.md says of mmsegmentation's built-in Twins is so.
+"""What docs/from_mmsegmentation.md says of mmsegmentation's built-in Twins is so.
 
 If one of these fails, the built-in has changed, and the page with it.
 """
