@@ -1,6 +1,6 @@
 r"""3x3 convolution, on a CPU by Winograd's minimal filtering, F(2x2, 3x3).
 
-Two neighbouring results of a 1D convolution with three taps take six multiplications;
+Two neighboring results of a 1D convolution with three taps take six multiplications;
 Winograd's algorithm takes four (Lavin and Gray, "Fast Algorithms for Convolutional
 Neural Networks", arXiv 1509.09308). In 2D it is 16 instead of 36. For each 2x2 tile of
 the result, ``d`` the 4x4 tile of the input that it depends on and ``g`` the kernel::
