@@ -286,11 +286,7 @@ class Predictor:
             PredictionError: the source cannot be read to its end, or the model does not
                 take the image.
         """
-        if not self.slides:
-            raise SettingError(
-                'rows and files of results need windows; give the predictor '
-                'full_resolution=True or window=PX'
-            )
+        self._require_windows()
         self._scale.check(source.dtype)
         if source.shape[2] != self._channels:
             raise PredictionError(
@@ -352,6 +348,7 @@ class Predictor:
                 of their own, which the message names.
             OSError: a result cannot be written, or exists without ``force``.
         """
+        self._require_windows()
         if confidence is not None and not self._is_confident:
             raise SettingError(
                 f'confidence={str(confidence)!r} needs a predictor with confidence=True'
@@ -383,6 +380,13 @@ class Predictor:
                 for strip in self.predict_rows(source, progress=progress):
                     for sink, make in outputs:
                         sink.write(make(strip))
+
+    def _require_windows(self) -> None:
+        if not self.slides:
+            raise SettingError(
+                'rows and files of results need windows; give the predictor '
+                'full_resolution=True or window=PX'
+            )
 
     def _opened(self, path: str | Path) -> AbstractContextManager[RowSource]:
         """Return the rows of an image file."""

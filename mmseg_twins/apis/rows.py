@@ -174,7 +174,8 @@ def tiff_rows(
     try:
         file = opened_tiff(path)
     except rasterio.errors.RasterioIOError as error:
-        raise PredictionError('it cannot be decoded') from error
+        reason = 'it cannot be decoded' if path.is_file() else 'there is no such file'
+        raise PredictionError(reason) from error
     itemsize = max(np.dtype(dtype).itemsize for dtype in file.dtypes)
     row_of_tiles = file.block_shapes[0][0] * file.width * file.count * itemsize
     # GDAL keeps decoded tiles in 5 % of the machine's memory otherwise.

@@ -153,6 +153,84 @@ def test_results_are_replaced_with_force_only(run):
     assert read('out/labels/a.png').shape == (70, 90)
 
 
+def write_tiff(path: str, pixels: np.ndarray) -> None:
+    rasterio = pytest.importorskip('rasterio', reason='TIFFs need the extra `tiff`')
+    creation = dict(driver='GTiff', dtype=pixels.dtype, crs='EPSG:32633')
+    height, width, count = pixels.shape
+    transform = rasterio.Affine(0.5, 0, 500000, 0, -0.5, 5000000)
+    size = dict(height=height, width=width, count=count)
+    with rasterio.open(path, 'w', transform=transform, **size, **creation) as file:
+        file.write(pixels.transpose(2, 0, 1))
+
+
+def test_tiffs_become_tiffs_where_windows_slide_over_them(run):
+    write_tiff('place.tif', read('a.png'))
+    options = ('--window', '48', '--confidence', '--out-dir', 'out')
+    status, said, error = run('weights.pth', 'place.tif', 'a.png', *options)
+
+    assert (status, said) == (0, '2 images done; results are in out\n')
+    bars = ' '.join(error.split())
+    assert '2/2' in bars.partition('Windows')[0]  # images
+    assert '9/9' in bars.partition('Windows')[2]
+    for kind in ('labels', 'confidence'):
+        assert np.array_equal(read(f'out/{kind}/place.tif'), read(f'out/{kind}/a.png'))
+    height, width = read('a.png').shape[:2]
+    assert read('out/overlays/place.tif').shape == (height, width, 3)
+    assert read('out/overlays/a.png').shape[1] > width  # with its legend
+    assert len([path for path in Path('out').rglob('*') if path.is_file()]) == 6
+
+
+def test_tiffs_become_png_files_without_windows(run):
+    Image.open('a.png').save('a.tif')
+    assert run('weights.pth', 'a.tif', '--out-dir', 'out')[0] == 0
+    assert np.array_equal(read('out/labels/a.png'), make_predictor()('a.png').labels)
+
+
+def test_overlays_may_be_left_out(run):
+    for more in ((), ('--window', '48', '--force')):
+        arguments = ('weights.pth', 'a.png', '--out-dir', 'out', '--no-overlay')
+        assert run(*arguments, *more)[0] == 0
+        files = [path for path in Path('out').rglob('*') if path.is_file()]
+        assert files == [Path('out/labels/a.png')]
+
+
+def test_values_and_bands_are_chosen(run):
+    colors = read('a.png')
+    noise = np.random.default_rng(0).integers(999, size=colors.shape[:2])
+    deep = np.dstack([noise, colors.astype(np.uint16) * 10 + 7]).astype(np.uint16)
+    write_tiff('deep.tif', deep)
+    arguments = ('weights.pth', 'deep.tif', '--out-dir', 'out', '--window', '48')
+    status, _, error = run(*arguments, '--bands', '2', '3', '4')
+    assert status == 1
+    assert 'deep.tif is skipped: its values are uint16' in ' '.join(error.split())
+
+    more = ('--bands', '2', '3', '4', '--value-range', '7', '2557')
+    assert run(*arguments, *more)[0] == 0
+    assert run('weights.pth', 'a.png', '--out-dir', 'out', '--window', '48')[0] == 0
+    different = read('out/labels/deep.tif') != read('out/labels/a.png')
+    assert different.sum() <= 1
+
+
+def test_rows_of_a_truncated_tiff_are_kept_and_named(run):
+    rng = np.random.default_rng(0)
+    write_tiff('long.tif', rng.integers(256, size=(700, 64, 3)).astype(np.uint8))
+    content = Path('long.tif').read_bytes()
+    Path('long.tif').write_bytes(content[: len(content) * 3 // 4])
+    arguments = ('weights.pth', 'long.tif', 'a.png', '--out-dir', 'out')
+    status, said, error = run(*arguments, '--window', '48', '--no-overlay')
+
+    assert (status, said) == (1, '1 images done, 1 skipped; results are in out\n')
+    line = next(line for line in error.splitlines() if 'long.tif' in line)
+    assert line.startswith('predict.py: long.tif ends after row ')
+    rows = len(read('out/labels/long.part.tif'))
+    assert f' of 700; its first {rows} rows are in out/labels/long.part.tif' in line
+    assert not Path('out/labels/long.tif').exists()
+
+    status, _, error = run(*arguments, '--window', '48', '--no-overlay')
+    assert status == 2
+    assert 'exist already (out/labels/long.part.tif, out/labels/a.png)' in error
+
+
 def test_an_interruption_leaves_whole_files(run, monkeypatch):
     def interrupt(path, pixels, *, force):
         if path.name == 'b.png':
@@ -185,6 +263,11 @@ def test_an_interruption_leaves_whole_files(run, monkeypatch):
             "stride=49; give a number of pixels from 1 to the window's 48",
         ),
         (['weights.pth', '.', '--batch', '0'], 'batch=0; give a positive number'),
+        (['weights.pth', '.', '--bands', '1', '2', '3'], 'add --full-resolution'),
+        (
+            ['weights.pth', '.', '--window', '48', '--value-range', '9', '1'],
+            'value_range=[9.0, 1.0]; give two numbers, the lower one first',
+        ),
         (
             ['weights.pth', '.', '--tta', '--full-resolution'],
             'do not go with test-time augmentation (--tta)',
