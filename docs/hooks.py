@@ -81,10 +81,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(
     markdown: str, page: Page, config: MkDocsConfig, files: Files
 ) -> str:
-    """Let links lead to where their targets are on the site."""
+    """Let links lead to where their targets are on the site, and color commands."""
     here = page.file.src_uri
     if here.startswith('source/'):
         return markdown
+    # Pygments takes what has no prompt in a console for output, and greys it.
+    markdown = re.sub(r'(?m)^```console$', '```bash', markdown)
     names = {site: file for file, site in ELSEWHERE.items()}
     written_in = names.get(here, f'docs/{here}')
     return LINK.sub(
