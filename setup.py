@@ -78,6 +78,7 @@ EXTRAS_REQUIRE = {
     'mim': ['openmim==0.3.9', 'openxlab==0.0.11', SETUPTOOLS],
     'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
     'openvino': ['openvino'],
+    'tiff': ['rasterio'],
     'docs': ['mkdocs-material', 'mkdocstrings[python]'],
     'test': ['codespell', 'hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'ruff'],
 }

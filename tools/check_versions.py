@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         '--extras',
-        default=f'{stack},deploy,test',
+        default=f'{stack},deploy,tiff,test',
         help='comma-separated extras of mmseg_twins to include (default: %(default)s)',
     )
     parser.add_argument(

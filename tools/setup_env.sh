@@ -72,13 +72,13 @@ cd "$root"
 environment=$root/.venv
 remedy='remove it'
 pins=requirements/tested.txt
-extras=lite,mim,deploy,test
+extras=lite,mim,deploy,tiff,test
 other_stack='mmcv-full onedl-mim onedl-mmcv onedl-mmengine onedl-mmsegmentation'
 if [ "$stack" = onedl ]; then
   [ -z "$full" ] || fail '--full builds mmcv of the default stack: leave out --full or --stack onedl.'
   environment=$root/.venv-onedl
   pins=requirements/tested-onedl.txt
-  extras=onedl,deploy,test
+  extras=onedl,deploy,tiff,test
   other_stack='mmcv-full mmcv mmcv-lite mmengine mmsegmentation openmim'
 fi
 
@@ -128,7 +128,7 @@ if has mmcv && has mmcv-lite; then
   fail "$environment holds both mmcv and mmcv-lite, which overwrite each other: run '$python -m pip uninstall -y mmcv mmcv-lite', then this again."
 fi
 if [ "$stack" = openmmlab ] && has mmcv; then
-  extras=full,mim,deploy,test
+  extras=full,mim,deploy,tiff,test
 fi
 
 finish() {
