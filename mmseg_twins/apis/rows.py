@@ -29,7 +29,7 @@ from ..errors import SettingError
 TIFFS = ('.tif', '.tiff')
 RAW = 'raw'
 TILE = 256
-LEAST_CACHE = 32 << 20  # bytes of decoded tiles that GDAL may keep
+LEAST_CACHE = 16 << 20  # bytes of decoded tiles that GDAL may keep
 
 
 class PredictionError(RuntimeError):

@@ -16,6 +16,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from PIL import Image
 
+from apis import peak_memory
 from mmseg_twins.apis import (
     ArrayRows,
     EndOfRows,
@@ -562,3 +563,16 @@ def test_labels_of_many_classes_are_written_with_16_bits(rasterio):
         sink.write(labels[:30])
         sink.write(labels[30:])
     assert np.array_equal(read_tiff('labels.tif'), labels)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_height_of_a_tiff(rasterio, tmp_path):
+    peak_memory.write_model(tmp_path)
+    peaks = []
+    for height in (3000, 12000):
+        peak_memory.write_image(tmp_path / f'{height}.tif', height, 1000)
+        options = ('--window', '256', '--stride', '200', '--confidence')
+        peaks.append(peak_memory.predict(tmp_path, f'{height}.tif', *options)[0])
+    low, high = peaks
+    # Of the 9,000 rows more, the pixels alone take 27 MB, and GDAL's cache 7.
+    assert high - low < 20
