@@ -35,7 +35,8 @@ crop_size = 512
 
 # Defaults that suit most data.
 reduce_zero_label = False  # True: masks number classes from 1, and 0 is ignored
-image_suffix, mask_suffix = '.jpg', '.png'
+image_suffix = '.jpg'
+mask_suffix = '.png'
 batch_size = 4  # images per GPU, at least 2
 learning_rate = 6e-5  # for 8 images on all GPUs; scaled to the number there are
 

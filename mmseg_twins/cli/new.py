@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -146,6 +147,7 @@ def read_values(args: argparse.Namespace) -> dict[str, object]:
     values: dict[str, object] = {}
     if args.data_root is not None:
         values['data_root'] = args.data_root
+        values |= common_endings(Path(args.data_root))
     if args.classes is not None:
         values['classes'] = read_classes(args.classes)
     if args.weights is not None:
@@ -160,6 +162,19 @@ def read_values(args: argparse.Namespace) -> dict[str, object]:
     if args.reduce_zero_label:
         values['reduce_zero_label'] = True
     return values
+
+
+def common_endings(root: Path) -> dict[str, object]:
+    """Return what most images and most masks of a folder end in, if there are any.
+
+    Datasets read files of one ending, and cameras write `.JPG` as well as `.jpg`.
+    """
+    endings: dict[str, object] = {}
+    for name, kind in (('image_suffix', 'images'), ('mask_suffix', 'annotations')):
+        files = (root / kind).glob('*/[!.]*.*')
+        for suffix, _ in Counter(file.suffix for file in files).most_common(1):
+            endings[name] = suffix
+    return endings
 
 
 def read_classes(given: Sequence[str]) -> list[str]:
@@ -303,7 +318,7 @@ def fill(template: str, code: Mapping[str, str]) -> str:
 
 
 def next_steps(path: Path, values: Mapping[str, object]) -> Iterator[str]:
-    """Yield what is left to do until the training, each in a line."""
+    """Yield what is left to do, each in a line."""
     unset = [name for name in ('data_root', 'classes') if name not in values]
     if unset:
         yield f'edit the first part: {" and ".join(unset)}'
@@ -315,3 +330,7 @@ def next_steps(path: Path, values: Mapping[str, object]) -> Iterator[str]:
     check = CHECK if Path(CHECK).is_file() else INSTALLED.parent / CHECK
     yield f'check the data: python {check} {path}'
     yield f'train: mmseg-twins train {path}'
+    yield (
+        f'predict with the best checkpoint in {Path("work_dirs", path.stem)}: '
+        f'mmseg-twins predict {path} CHECKPOINT IMAGES --out-dir OUT'
+    )

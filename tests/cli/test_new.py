@@ -46,7 +46,8 @@ def test_without_options_the_template_is_written(capsys):
     assert f'config.py is written; it inherits from {SVT_S}. Next:\n' in said
     assert '- edit the first part: data_root and classes\n' in said
     assert 'check_dataset.py config.py\n' in said
-    assert said.endswith('- train: mmseg-twins train config.py\n')
+    assert '- train: mmseg-twins train config.py\n' in said
+    assert 'work_dirs/config: mmseg-twins predict config.py CHECKPOINT ' in said
 
 
 def test_options_fill_in_the_first_part(capsys):
@@ -69,6 +70,19 @@ def test_options_fill_in_the_first_part(capsys):
     text = Path('config.py').read_text()
     assert max(map(len, text.splitlines())) <= 88
     assert '# True: masks number classes from 1' in text
+
+
+def test_endings_are_those_of_most_files():
+    for file in (
+        *('images/training/a.JPG', 'images/training/b.JPG', 'images/validation/c.jpg'),
+        *('images/training/.a.xmp', 'annotations/training/a.png', 'notes.txt'),
+    ):
+        Path('roads', file).parent.mkdir(parents=True, exist_ok=True)
+        Path('roads', file).touch()
+    cfg = write('--data-root', 'roads')
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        assert loader.dataset.img_suffix == '.JPG'
+        assert loader.dataset.seg_map_suffix == '.png'
 
 
 def test_classes_may_stand_in_a_file():
