@@ -2,7 +2,8 @@
 
 Python raises ``KeyboardInterrupt``, which is right while there is something to clean
 up. During imports, and in Python code that native code calls, it is lost, or ends in a
-traceback or an abort; there, the process ends at once.
+traceback or an abort; there, the process ends at once. This module itself imports
+little.
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import parent_process
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
 
 #: Exit status after Ctrl-C, as in a shell.
 STATUS = 130
@@ -26,7 +25,6 @@ STATUS = 130
 GRACE = 3.0
 
 Handler = Callable[[int, FrameType | None], object]
-T = TypeVar('T')
 _last_raised = -GRACE
 
 
@@ -37,11 +35,13 @@ def end_at_interrupt() -> None:
     are.
     """
     is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if is_default and is_main_thread() and parent_process() is None:
+    processes = sys.modules.get('multiprocessing.process')
+    is_child = processes is not None and processes.parent_process() is not None
+    if is_default and is_main_thread() and not is_child:
         signal.signal(signal.SIGINT, end)
 
 
-def run(main: Callable[[], T]) -> T | int:
+def run(main: Callable[[], int]) -> int:
     """Run a program; return its exit status, also after Ctrl-C."""
     try:
         with raising():
@@ -100,7 +100,7 @@ def raise_once(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
 
-def end(number: int, frame: FrameType | None) -> NoReturn:
+def end(number: int, frame: FrameType | None) -> None:
     """End the process, with one line on stderr."""
     with suppress(Exception):  # it may be in use, below this function
         sys.stdout.flush()

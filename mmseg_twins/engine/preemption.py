@@ -8,7 +8,9 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing import active_children
 from types import FrameType
+from typing import NoReturn
 
 import torch
 from mmengine.dist import (
@@ -25,14 +27,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..errors import SettingError
+from ..interrupts import GRACE
 from ..registry import HOOKS
 from .checkpoint_hook import CheckpointHook
 
 #: Exit status of a run that was ended by a signal and can be resumed: EX_TEMPFAIL.
 STATUS = 75
-# Launchers pass signals on to processes that have them already: within these seconds,
-# several are one.
-GRACE = 3.0
 
 
 class Preempted(SystemExit):
@@ -40,6 +40,10 @@ class Preempted(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(STATUS)
+
+
+class NoBatchYet(BaseException):
+    """Leaves the wait for a first batch, where there is no other way out of it."""
 
 
 @HOOKS.register_module()
@@ -50,9 +54,10 @@ class Preemption(Hook):
     to the optimizer's next step; a validation ends after the batch at hand, and is
     repeated by the resumed run. All processes of a run end at the same iteration, at
     most one later than a single one would, whichever of them got the signal. A
-    checkpoint is saved, and the process exits with the status 75. Before the first
-    iteration there is nothing to save, and a single process exits at once. A signal
-    more than 3 seconds after the first does what it would do without this hook.
+    checkpoint is saved, and the process exits with the status 75. A single process does
+    not wait for the first batch of a training, an epoch or a validation. Before the
+    first iteration there is nothing to save. A signal more than 3 seconds after the
+    first does what it would do without this hook.
 
     Processes agree in one reduction of a number an iteration, whose result is read an
     iteration later, so that nothing waits for an accelerator. A validation is agreed on
@@ -92,7 +97,9 @@ class Preemption(Hook):
         # Loaders, and what their processes called at their start before.
         self._shielded: dict[DataLoader, Callable | None] = {}
         self._pid = 0
-        self._is_starting = False
+        # Before the first iteration, and before the first batch of what follows.
+        self._is_starting = self._awaits_batch = False
+        self._is_validating = False
         self._is_polled = True  # validations
         self._ends_with_epoch = False
         self._pending: Tensor | None = None
@@ -112,12 +119,13 @@ class Preemption(Hook):
     def before_train_epoch(self, runner: Runner) -> None:
         """Let processes that are still to start ignore the signals."""
         self._shield(runner.train_loop.dataloader)
+        self._await_batch(runner, is_validating=False)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
         """From here on there is something to save."""
-        self._is_starting = False
+        self._is_starting = self._awaits_batch = self._is_validating = False
 
     def after_train_iter(
         self,
@@ -148,30 +156,29 @@ class Preemption(Hook):
             counts = torch.tensor([count, -count], device=get_comm_device())
             all_reduce(counts, 'max')
             self._is_polled = bool(counts.sum() == 0)
+        self._await_batch(runner, is_validating=True)
 
     def before_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
         """End in a validation, which the resumed run repeats."""
+        self._awaits_batch = self._is_starting
         if not self._originals or not self._is_polled or not self._agree():
             return
-        if has_unused_gradients(runner, runner.iter):
-            return
-        for hook in runner.hooks:
-            if isinstance(hook, EMAHook):  # gives the model its own weights back
-                hook.after_val_epoch(runner)
-        self._end(runner, runner.iter, runner.epoch)
+        if not has_unused_gradients(runner, runner.iter):
+            self._end(runner, runner.iter, runner.epoch)
 
     def _handle_signals(self, runner: Runner, run: Callable) -> torch.nn.Module:
         self._received = self._pending = None
         self._ends_with_epoch = False
-        self._is_starting, self._pid = True, os.getpid()
+        # One process of several must not leave before the others know of it.
+        self._is_starting = self._awaits_batch = get_world_size() == 1
+        self._pid = os.getpid()
         if runner.val_loop is not None:
             self._shield(runner.val_loop.dataloader)
-        handler = partial(self._receive, runner)
         try:
             self._originals = {
-                each: signal.signal(each, handler) for each in self.signals
+                each: signal.signal(each, self._receive) for each in self.signals
             }
         except ValueError:  # Python handles signals in its main thread alone
             runner.logger.warning(
@@ -180,9 +187,32 @@ class Preemption(Hook):
             )
         try:
             return run()
+        except NoBatchYet:
+            self._end_without_batch(runner)
         finally:
             self._restore()
             self._end_shielded(runner)
+
+    def _await_batch(self, runner: Runner, *, is_validating: bool) -> None:
+        """Let a signal end the wait for a first batch, of a single process."""
+        self._is_validating = is_validating
+        if not self._originals or get_world_size() > 1:
+            return
+        if self._is_starting or not has_unused_gradients(runner, runner.iter):
+            self._awaits_batch = True
+            if self._received is not None:
+                raise NoBatchYet
+
+    def _end_without_batch(self, runner: Runner) -> NoReturn:
+        self._awaits_batch = False
+        if not self._is_starting:
+            self._end(runner, runner.iter, runner.epoch)
+        runner.logger.warning(
+            f'{self._received.name}: the run ends before its first iteration; '
+            f'nothing is to be saved (exit status {STATUS})'
+        )
+        self._submit_again(runner)
+        self._leave()
 
     def _shield(self, loader: DataLoader) -> None:
         """Let the processes that a loader is going to start ignore the signals."""
@@ -206,20 +236,15 @@ class Preemption(Hook):
             signal.signal(each, original)
         self._originals = {}
 
-    def _receive(self, runner: Runner, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal; no more, as this may be below a logger that writes."""
         if os.getpid() != self._pid:  # a process that was forked before it was shielded
             return
         now = time.monotonic()
         if self._received is None:
             self._received, self._received_at = signal.Signals(number), now
-            # One process of several must not leave before the others know of it.
-            if self._is_starting and get_world_size() == 1:
-                runner.logger.warning(
-                    f'{self._received.name}: the run ends before its first iteration; '
-                    f'nothing is to be saved (exit status {STATUS})'
-                )
-                self._submit_again(runner)
-                raise Preempted
+            if self._awaits_batch:
+                raise NoBatchYet
         elif now - self._received_at > GRACE:
             self._restore()
             os.kill(self._pid, number)
@@ -236,7 +261,7 @@ class Preemption(Hook):
         all_reduce(self._pending, 'max')
         return before is not None and bool(before)
 
-    def _end(self, runner: Runner, done: int, epoch: int) -> None:
+    def _end(self, runner: Runner, done: int, epoch: int) -> NoReturn:
         """Save, submit the run again, and end the process.
 
         Args:
@@ -244,6 +269,10 @@ class Preemption(Hook):
             done: finished iterations.
             epoch: finished epochs.
         """
+        if self._is_validating:
+            for each in runner.hooks:
+                if isinstance(each, EMAHook):  # gives the model its own weights back
+                    each.after_val_epoch(runner)
         hook = next(each for each in runner.hooks if isinstance(each, CheckpointHook))
         path = hook.save_now(runner, done=done, epoch=epoch)
         names = [self._received.name if self._received else 'a signal elsewhere']
@@ -254,6 +283,19 @@ class Preemption(Hook):
         )
         self._submit_again(runner)
         barrier()  # a launcher ends the others once the first one has left
+        self._leave()
+
+    def _leave(self) -> NoReturn:
+        """End the process, without waiting for batches that are being loaded."""
+        if self._originals:
+            # PyTorch's handler raises an error for each process that is killed.
+            earlier = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            children = [each for each in active_children() if each.daemon]
+            for each in children:
+                each.kill()
+            for each in children:
+                each.join()
+            signal.signal(signal.SIGCHLD, earlier or signal.SIG_DFL)
         raise Preempted
 
     def _submit_again(self, runner: Runner) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmseg.registry import TRANSFORMS
 
 from builders import ROOT
 from mmseg_twins.engine import ExactResume, preemption
@@ -40,6 +45,9 @@ class SendSignal(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self._send('step', runner)
 
+    def before_val(self, runner) -> None:
+        self._send('before_validation', runner)
+
     def before_val_iter(self, runner, batch_idx, data_batch=None) -> None:
         self._send('validation', runner)
 
@@ -64,6 +72,51 @@ def assert_equal(first: dict, second: dict, *keys: str) -> None:
         for name, value in first[key].items():
             if isinstance(value, torch.Tensor):
                 assert torch.equal(value, second[key][name]), name
+
+
+@TRANSFORMS.register_module()
+class Stall:
+    """Sends a signal to a training, from then on, and never returns a sample."""
+
+    def __init__(self, after: str, pid: int) -> None:
+        self.after, self.pid = Path(after), pid
+
+    def __call__(self, results: dict) -> dict:
+        if self.after.exists():
+            os.kill(self.pid, SIGNAL)
+            time.sleep(1000)
+        return results
+
+
+@HOOKS.register_module(force=True)
+class LetStall(Hook):
+    """Lets samples stall after a number of iterations."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, path: str, at: int) -> None:
+        self.path, self.at = Path(path), at
+
+    def after_train_iter(
+        self, runner, batch_idx, data_batch=None, outputs=None
+    ) -> None:
+        if runner.iter + 1 == self.at:
+            self.path.touch()
+
+
+def stalling(demo: Config, folder: Path, loader: str, at: int, workers: int) -> dict:
+    """Settings with which the first batch after an iteration never comes."""
+    marker = str(folder / 'stall')
+    stall = dict(type='Stall', after=marker, pid=os.getpid())
+    pipeline = [stall, *demo[loader].dataset.pipeline]
+    return {
+        f'{loader}__dataset__pipeline': pipeline,
+        f'{loader}__num_workers': workers,
+        'custom_hooks': [
+            dict(type='mmseg_twins.LetStall', path=marker, at=at),
+            dict(type='EMAHook', momentum=0.25),
+        ],
+    }
 
 
 EVERY_THREE = dict(
@@ -118,6 +171,72 @@ def test_weights_saved_in_a_validation_are_the_models_not_the_averages(
     )
     both = [saved(tmp_path / run / 'iter_2.pth') for run in ('run', 'whole')]
     assert_equal(*both, 'state_dict', 'ema_state_dict')
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('loader', ['val_dataloader', 'train_dataloader'])
+def test_a_first_batch_is_not_waited_for(
+    loader: str, workers: int, train, demo: Config, tmp_path: Path
+):
+    settings, name = {
+        'val_dataloader': (EVERY_THREE, 'iter_3.pth'),
+        'train_dataloader': (EPOCHS, 'epoch_1.pth'),
+    }[loader]
+    unsaved = {**settings, 'default_hooks__checkpoint__interval': 9}
+    with pytest.raises(Preempted):
+        train(**unsaved, **stalling(demo, tmp_path, loader, 3, workers))
+    assert names(tmp_path / 'run') == [name]
+    assert not multiprocessing.active_children()
+
+    if not workers:
+        averaged = dict(custom_hooks=[dict(type='EMAHook', momentum=0.25)])
+        train('whole', **settings, **averaged)
+        both = [saved(tmp_path / run / name) for run in ('run', 'whole')]
+        assert_equal(*both, 'state_dict', 'ema_state_dict')
+
+
+def test_a_signal_before_a_validation_is_not_forgotten(train, tmp_path: Path):
+    settings = {**EVERY_THREE, 'default_hooks__checkpoint__interval': 9}
+    with pytest.raises(Preempted):
+        train(**settings, **sending('before_validation', 3))
+    assert names(tmp_path / 'run') == ['iter_3.pth']
+    log = ''.join(file.read_text() for file in (tmp_path / 'run').rglob('*.log'))
+    assert 'Iter(val)' not in log
+
+
+class Busy(logging.Handler):
+    """Gets a signal while it has a lock that a second line would wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.busy = threading.Lock()
+        self.is_sent = self.waited = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.busy.acquire(timeout=1):
+            self.waited = True
+            return
+        try:
+            if not self.is_sent:
+                self.is_sent = True
+                os.kill(os.getpid(), SIGNAL)
+                time.sleep(0)
+        finally:
+            self.busy.release()
+
+
+def test_nothing_is_logged_within_a_line_of_a_log(train, monkeypatch):
+    busy = Busy()
+
+    def log(self, runner) -> None:
+        runner.logger.addHandler(busy)
+        runner.logger.error('the training begins')
+
+    monkeypatch.setattr(SendSignal, 'before_train', log)
+    with pytest.raises(Preempted):
+        train(**EVERY_THREE, **sending('start', 0))
+    assert busy.is_sent
+    assert not busy.waited
 
 
 def test_before_the_first_iteration_nothing_is_saved(train, tmp_path: Path):
@@ -186,8 +305,8 @@ def test_accumulated_gradients_are_used_before_the_end(train, tmp_path: Path):
 
 def test_a_damaged_checkpoint_of_an_epochs_middle_is_passed_over(train, tmp_path: Path):
     with pytest.raises(Preempted):
-        train(**EPOCHS, **sending('step', 3))
-    damaged = tmp_path / 'run/iter_4.pth'
+        train(**EPOCHS, **sending('step', 4))
+    damaged = tmp_path / 'run/iter_5.pth'
     damaged.write_bytes(damaged.read_bytes()[:1000])
     runner = train(**EPOCHS, resume=True)
     assert Path(runner._load_from).name == 'epoch_1.pth'
@@ -369,7 +488,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path):
         hook = preemption.Preemption()
         hook._pid = os.getpid()
         hook._originals = {signal.SIGTERM: signal.SIG_DFL}
-        signal.signal(signal.SIGTERM, lambda *args: hook._receive(None, *args))
+        signal.signal(signal.SIGTERM, hook._receive)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         print('both are one', flush=True)
