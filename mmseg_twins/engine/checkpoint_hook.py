@@ -20,7 +20,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from ..checkpoints.writing import replacing
 from ..errors import CheckpointError
 from ..registry import HOOKS
-from .latest import LAST, find_whole_checkpoint
+from .latest import LAST, digest, find_whole_checkpoint
 
 BACKEND = 'mmseg_twins.whole_files'
 VALIDATED = 'last_validation'
@@ -112,10 +112,12 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Finish what a killed run has left undone, its last validation included.
 
         Raises:
-            CheckpointError: processes resume from different iterations.
+            CheckpointError: processes resume from different iterations or content.
         """
         super().before_train(runner)
-        require_same(f'{runner._load_from} (iteration {runner.iter})', runner.work_dir)
+        content = digest(runner._load_from) if runner._resume else ''
+        found = f'{runner._load_from} (iteration {runner.iter}{content})'
+        require_same(found, runner.work_dir)
         if isinstance(self.file_backend, LocalBackend):
             self.backend_args = dict(backend=BACKEND)
             self.file_backend = get_file_backend(backend_args=self.backend_args)

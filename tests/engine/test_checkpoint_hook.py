@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.evaluator import Evaluator
 
 from mmseg_twins.engine import checkpoint_hook
 from mmseg_twins.engine.checkpoint_hook import WholeFiles, require_same
+from mmseg_twins.engine.latest import digest
 from mmseg_twins.errors import CheckpointError
 
 EVERY_TWO = dict(train_cfg__val_interval=2, train_cfg__max_iters=4)
@@ -154,3 +157,33 @@ def test_processes_that_find_different_checkpoints_all_say_which(monkeypatch):
             CheckpointError, match=r'0 finds run/iter_8\.pth, process 2'
         ):
             require_same(each, 'run')
+
+
+def test_processes_that_find_other_content_under_one_name_say_so(
+    train, tmp_path: Path, monkeypatch
+):
+    train(**{**EVERY_TWO, 'train_cfg__max_iters': 2})
+    found = []
+
+    def gather(each: str) -> list[str]:
+        found.append(each)
+        return [each, each]
+
+    monkeypatch.setattr(checkpoint_hook, 'all_gather_object', gather)
+    train(**EVERY_TWO, resume=True)
+    path = tmp_path / 'run/iter_2.pth'
+    content = digest(str(path))
+    assert found[-1] == f'{path} (iteration 2{content})'
+    assert re.fullmatch(r', content [0-9a-f]{8}', content)
+
+    saved = torch.load(path, weights_only=True)
+    torch.save(saved, path)
+    assert digest(str(path)) == content
+    next(iter(saved['state_dict'].values())).view(-1)[0] += 1e-6
+    torch.save(saved, path)
+    assert digest(str(path)) != content
+
+
+@pytest.mark.parametrize('path', [None, 'https://host/iter_2.pth', 'no.pth', '.'])
+def test_what_is_no_file_has_no_digest(path: str | None):
+    assert digest(path) == ''
