@@ -305,8 +305,10 @@ def write_program(
     program: ExportedProgram, path: Path, metadata: Mapping[str, str]
 ) -> None:
     """Write a file for ``torch.export.load``, with the metadata as extra files."""
-    with path.open('wb') as file:
-        torch.export.save(program, file, extra_files=dict(metadata))
+    # PyTorch's writer aborts the process where the disk is full.
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files=dict(metadata))
+    path.write_bytes(content.getbuffer())
 
 
 def write_onnx(
