@@ -207,11 +207,19 @@ from mmseg_twins.models.backbones import SVT
 from mmseg_twins.registry import MODELS
 
 
+class Last:
+    # Below this method, as below native code's calls, an exception goes nowhere.
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(9):
+            pass
+
+
 @MODELS.register_module()
 class Interrupting(SVT):
     def forward(self, image):
         if torch.compiler.is_exporting():
-            os.kill(os.getpid(), signal.SIGINT)
+            Last()
         return super().forward(image)
 """
 
