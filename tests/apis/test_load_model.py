@@ -134,6 +134,16 @@ def test_values_are_those_that_mmengine_writes(tmp_path, model):
     assert read_plain_config(tmp_path / 'plain.py').to_dict() == values
 
 
+def test_options_are_the_predictors(model):
+    model.save_pretrained('saved')
+
+    again = load_model('saved', device='cpu', window=48, stride=24, confidence=True)
+
+    assert again.model.test_cfg.crop_size == (48, 48)
+    assert again.model.test_cfg.stride == (24, 24)
+    assert again.predict('a.png').confidence is not None
+
+
 def test_a_backbone_is_no_segmentor():
     with pytest.raises(SettingError, match='twins://upernet-svt-s-ade20k is a segm'):
         load_model('svt-s')

@@ -15,7 +15,7 @@ from PIL import Image
 from builders import CLASSES_OF_THREE, PALETTE_OF_THREE
 from mmseg_twins.apis import Prediction, PredictionError, Predictor
 from mmseg_twins.apis.prediction import choose_device
-from mmseg_twins.apis.settings import without_resizing
+from mmseg_twins.apis.settings import training_size, without_resizing
 from mmseg_twins.errors import CheckpointError, SettingError
 
 pytestmark = pytest.mark.usefixtures('pictures')
@@ -173,6 +173,50 @@ def test_windows_default_to_the_configs_crop_size():
     predictor = Predictor(cfg, 'weights.pth', device='cpu', full_resolution=True)
     assert predictor.model.test_cfg.crop_size == (48, 96)
     assert predictor.model.test_cfg.stride == (32, 64)
+
+
+CROP = dict(type='RandomCrop', crop_size=(40, 56), cat_max_ratio=0.75)
+
+
+@pytest.mark.parametrize(
+    ('steps', 'size'),
+    [
+        ([dict(type='RandomResize', scale=(2048, 512)), CROP], (40, 56)),
+        ([dict(CROP, crop_size=40)], (40, 40)),
+        ([dict(type='Resize', scale=(90, 70), keep_ratio=True)], (70, 90)),
+        (
+            [
+                dict(type='Resize', scale=(90, 70)),
+                dict(type='mmseg.RandomCrop', crop_size=8),
+            ],
+            (8, 8),
+        ),
+    ],
+)
+def test_windows_default_to_the_size_of_training_images(steps, size):
+    cfg = Config.fromfile('config.py')
+    steps = [dict(type='LoadImageFromFile'), *steps, dict(type='PackSegInputs')]
+    dataset = dict(type='RepeatDataset', dataset=dict(pipeline=steps))
+    cfg.train_dataloader = dict(dataset=dataset)
+    assert training_size(cfg) == size
+    predictor = Predictor(cfg, 'weights.pth', device='cpu', full_resolution=True)
+    assert predictor.model.test_cfg.crop_size == size
+
+
+@pytest.mark.parametrize(
+    'step',
+    [
+        dict(type='RandomResize', scale=(90, 70)),
+        dict(type='Resize', scale_factor=0.5),
+        dict(type='RandomFlip'),
+    ],
+)
+def test_training_images_of_several_sizes_give_no_window(step):
+    cfg = Config.fromfile('config.py')
+    resize = dict(type='Resize', scale=(90, 70))
+    steps = [step] if step['type'] == 'RandomFlip' else [resize, step]
+    cfg.train_dataloader = dict(dataset=dict(pipeline=steps))
+    assert training_size(cfg) is None
 
 
 def test_batches_predict_what_single_images_do():

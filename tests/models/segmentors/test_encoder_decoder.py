@@ -199,6 +199,28 @@ def test_a_high_image_holds_no_more_logits_than_a_low_one(monkeypatch):
     assert low == high
 
 
+def test_strips_of_windows_that_are_asked_for_are_the_whole_prediction():
+    _, own = make_pair(test_cfg={**SLIDE, 'confidence': True, 'batch_windows': 2})
+    image, meta = image_of(150, 224), meta_of((150, 224), padding=(0, 20, 0, 13))
+    with torch.no_grad():
+        (expected,) = own.predict(image, samples_of(meta))
+    asked, done = [], []
+
+    def cut(rows: slice, columns: slice) -> Tensor:
+        asked.append((rows.start, columns.start))
+        return image[:, :, rows, columns]
+
+    strips = own.predict_strips(cut, (150, 224), meta, lambda *at: done.append(at))
+    first = next(strips)
+    assert {row for row, _ in asked} == {0}  # the first labels need one row of windows
+    labels, confidence = zip(first, *strips, strict=True)
+
+    assert torch.equal(torch.cat(labels)[None], expected.pred_sem_seg.data)
+    assert torch.equal(torch.cat(confidence)[None], expected.confidence.data)
+    assert asked == [(y, x) for y in (0, 43, 86) for x in (0, 50, 100, 128)]
+    assert done == [(number, 12) for number in range(2, 13, 2)]
+
+
 def test_predictions_keep_no_graph_where_gradients_are_recorded():
     _, own = make_pair(test_cfg=SLIDE)
     (view,) = own.views(image_of(107, 146), samples_of(meta_of((107, 146))))
