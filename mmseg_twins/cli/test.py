@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..engine.full_disk import naming_last
 from . import common as cli
 
 
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         cli.require_work_dir(cfg)
     where = f'a label map in {args.out}' if args.out else f'a file in {cfg.work_dir}'
-    with cli.run_errors(parser, where):
+    with cli.run_errors(parser, where), naming_last(args.out):
         cli.build_runner(cfg).test()
     return 0
 

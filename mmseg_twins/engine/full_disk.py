@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -17,7 +19,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.visualization import LocalVisBackend as MMEngineLocalVisBackend
 
-from ..checkpoints.writing import naming
+from ..checkpoints.writing import NO_ROOM, naming
 from ..registry import VISBACKENDS
 
 
@@ -83,3 +85,26 @@ class FailedLine:
                 self.handler.setLevel(logging.CRITICAL + 1)
                 raise error
         logging.Handler.handleError(self.handler, record)
+
+
+@contextmanager
+def naming_last(folder: str | None) -> Iterator[None]:
+    """Name the picture that a disk had no room for, and remove what there is of it.
+
+    mmsegmentation's metrics write label maps; Pillow leaves small ones cut off.
+
+    Args:
+        folder: where the pictures are written; None if there are none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if folder is None or error.errno not in NO_ROOM:
+            raise
+        pictures = sorted(Path(folder).glob('*'), key=lambda one: one.stat().st_mtime)
+        # The last ones of several processes.
+        torn = [one for one in pictures[-16:] if cv2.imread(str(one)) is None]
+        for one in torn:
+            one.unlink()
+        with naming(torn[-1] if torn else folder, 'the pictures before it are whole'):
+            raise

@@ -76,7 +76,7 @@ def assert_equal(first: dict, second: dict, *keys: str) -> None:
 
 @TRANSFORMS.register_module()
 class Stall:
-    """Sends a signal to a training, from then on, and never returns a sample."""
+    """Sends a signal to a training, then waits; notes if that came to its end."""
 
     def __init__(self, after: str, pid: int) -> None:
         self.after, self.pid = Path(after), pid
@@ -84,7 +84,8 @@ class Stall:
     def __call__(self, results: dict) -> dict:
         if self.after.exists():
             os.kill(self.pid, SIGNAL)
-            time.sleep(1000)
+            time.sleep(300)
+            self.after.with_name('waited').touch()
         return results
 
 
@@ -187,6 +188,7 @@ def test_a_first_batch_is_not_waited_for(
         train(**unsaved, **stalling(demo, tmp_path, loader, 3, workers))
     assert names(tmp_path / 'run') == [name]
     assert not multiprocessing.active_children()
+    assert not (tmp_path / 'waited').exists()
 
     if not workers:
         averaged = dict(custom_hooks=[dict(type='EMAHook', momentum=0.25)])
