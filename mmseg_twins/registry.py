@@ -52,7 +52,7 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope=SCOPE,
-    locations=['mmseg_twins.engine'],
+    locations=['mmseg_twins.engine', 'mmseg_twins.evaluation'],
 )
 VISBACKENDS = Registry(
     'vis_backend',

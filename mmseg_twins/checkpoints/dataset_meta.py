@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from mmengine.config import Config
@@ -40,13 +40,17 @@ def find_dataset_meta(cfg: Config, meta: Mapping, num_classes: int) -> dict:
             f'{origin} names {len(classes)} classes, and the model predicts '
             f'{num_classes}'
         )
-    palette = stored.get('palette') or ()
-    if len(palette) != len(classes):
-        palette = np.random.default_rng(42).integers(256, size=(len(classes), 3))
-    return {
-        'classes': classes,
-        'palette': [tuple(int(value) for value in color) for color in palette],
-    }
+    palette = complete_palette(stored.get('palette'), len(classes))
+    return {'classes': classes, 'palette': palette}
+
+
+def complete_palette(
+    palette: Sequence[Sequence[int]] | None, count: int
+) -> list[tuple[int, ...]]:
+    """Return a palette, or random colors if it has not one for each class."""
+    if palette is None or len(palette) != count:
+        palette = np.random.default_rng(42).integers(256, size=(count, 3)).tolist()
+    return [tuple(int(value) for value in color) for color in palette]
 
 
 def configured_meta(cfg: Config) -> dict:

@@ -244,17 +244,29 @@ def require_work_dir(cfg: Config) -> None:
     Raises:
         OSError: it cannot.
     """
-    folder = Path(cfg.work_dir)
+    require_folder(cfg.work_dir, '--work-dir')
+
+
+def require_folder(folder: str, option: str) -> None:
+    """Make a folder, and check that it can be written to.
+
+    Args:
+        folder: may exist.
+        option: names it in messages.
+
+    Raises:
+        OSError: it cannot.
+    """
     try:
-        with naming(f'--work-dir: a file in {str(folder)!r}', 'nothing was changed'):
-            folder.mkdir(parents=True, exist_ok=True)
+        with naming(f'{option}: a file in {folder!r}', 'nothing was changed'):
+            Path(folder).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(bytes(LEAST_ROOM))
     except WritingError:
         raise
     except OSError as error:
         raise OSError(
-            f'--work-dir: {str(folder)!r} cannot be written to '
+            f'{option}: {folder!r} cannot be written to '
             f'({os.strerror(error.errno or 0)}); give another folder'
         ) from error
 

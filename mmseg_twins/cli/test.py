@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from ..engine.full_disk import naming_last
 from . import common as cli
@@ -40,6 +40,12 @@ def make_parser() -> argparse.ArgumentParser:
         '--out',
         metavar='FOLDER',
         help='new folder for the predicted label maps, one PNG file per image',
+    )
+    parser.add_argument(
+        '--report',
+        metavar='FOLDER',
+        help='new folder for a report: scores of the classes, confusions and the worst '
+        'images as one HTML page (index.html), and its numbers (report.json)',
     )
     parser.add_argument(
         '--show', action='store_true', help='show each prediction in a window'
@@ -73,11 +79,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             cli.use_test_time_augmentation(cfg)
         if args.out is not None:
             write_predictions(cfg, args.out)
+        if args.report is not None:
+            write_report(cfg, args.report)
         if args.show or args.show_dir is not None:
             draw_predictions(
                 cfg, show=args.show, folder=args.show_dir, wait_time=args.wait_time
             )
         cli.require_work_dir(cfg)
+        if args.report is not None:
+            cli.require_folder(args.report, '--report')
     where = f'a label map in {args.out}' if args.out else f'a file in {cfg.work_dir}'
     with cli.run_errors(parser, where), naming_last(args.out):
         cli.build_runner(cfg).test()
@@ -95,16 +105,57 @@ def write_predictions(cfg: Config, folder: str) -> None:
     Raises:
         ValueError: the folder is not empty.
     """
+    require_new(folder, '--out')
+    for evaluator in evaluators_of(cfg):
+        evaluator['output_dir'] = folder
+        evaluator['keep_results'] = True
+
+
+def write_report(cfg: Config, folder: str) -> None:
+    """Add the metric and the hook for ``--report``.
+
+    Args:
+        cfg: of a test.
+        folder: must be new or empty.
+
+    Raises:
+        ValueError: the folder is not empty, or the test has no ground truth.
+    """
+    require_new(folder, '--report')
+    evaluators = evaluators_of(cfg)
+    if any(evaluator.get('format_only') for evaluator in evaluators):
+        raise ValueError(
+            '--report: test_evaluator has format_only=True, for images without ground '
+            'truth; a report needs one'
+        )
+    report = dict(type='mmseg_twins.Report', output_dir=folder)
+    for evaluator in evaluators:
+        if 'ignore_index' in evaluator:
+            report['ignore_index'] = evaluator['ignore_index']
+    # First, as other metrics do not say in a sentence that images have no truth.
+    cfg.test_evaluator = [report, *evaluators]
+    checkpoint = dict(type='mmseg_twins.ReportCheckpoint')
+    cfg.custom_hooks = [*cfg.get('custom_hooks', ()), checkpoint]
+
+
+def evaluators_of(cfg: Config) -> list[ConfigDict]:
+    """Return the metrics of a test."""
+    evaluators = cfg.test_evaluator
+    return evaluators if isinstance(evaluators, list) else [evaluators]
+
+
+def require_new(folder: str, option: str) -> None:
+    """Check that a folder is new or empty.
+
+    Raises:
+        ValueError: it is not.
+    """
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(
-            f'--out: {folder!r} is not empty; give a new folder, so that nothing in '
+            f'{option}: {folder!r} is not empty; give a new folder, so that nothing in '
             'it is overwritten'
         )
-    evaluators = cfg.test_evaluator
-    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-        evaluator['output_dir'] = folder
-        evaluator['keep_results'] = True
 
 
 def draw_predictions(

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .loss_metric import LossMetric
+from .report_metric import Report, ReportCheckpoint
 
-__all__ = ['LossMetric']
+__all__ = ['LossMetric', 'Report', 'ReportCheckpoint']
