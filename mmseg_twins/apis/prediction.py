@@ -23,7 +23,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoints.dataset_meta import find_dataset_meta
 from ..checkpoints.locating import locate
@@ -292,26 +292,34 @@ class Predictor:
             raise PredictionError(
                 f'it has {source.shape[2]} bands, and the model takes {self._channels}'
             )
-        dtype = self._label_type
+        windows = Windows(
+            source, self.model.data_preprocessor, self._scale, swaps=self._swaps
+        )
+        strips = self.model.predict_strips(
+            windows.cut, windows.size, windows.meta, progress
+        )
         row = 0
+        while (strip := self._next(strips, source.shape)) is not None:
+            labels, confidence = strip
+            rows = slice(row, row + len(labels))
+            row = rows.stop
+            yield Strip(
+                rows,
+                labels.cpu().numpy().astype(self._label_type),
+                None if confidence is None else confidence.float().cpu().numpy(),
+            )
+
+    def _next(
+        self, strips: Iterator[tuple[Tensor, Tensor | None]], shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Return the next strip of an image, or None at its end."""
         try:
-            windows = Windows(
-                source, self.model.data_preprocessor, self._scale, swaps=self._swaps
-            )
-            strips = self.model.predict_strips(
-                windows.cut, windows.size, windows.meta, progress
-            )
             with torch.inference_mode(), without_advice():
-                for labels, confidence in strips:
-                    rows = slice(row, row + len(labels))
-                    row = rows.stop
-                    if confidence is not None:
-                        confidence = confidence.float().cpu().numpy()
-                    yield Strip(rows, labels.cpu().numpy().astype(dtype), confidence)
+                return next(strips, None)
         except PredictionError:
             raise
         except (RuntimeError, ValueError, cv2.error) as error:
-            raise refusal(source.shape, error) from error
+            raise refusal(shape, error) from error
 
     def predict_file(
         self,
@@ -353,6 +361,9 @@ class Predictor:
             raise SettingError(
                 f'confidence={str(confidence)!r} needs a predictor with confidence=True'
             )
+        for path in filter(None, (labels, confidence, overlay)):
+            if Path(path).resolve() == Path(image).resolve():
+                raise SettingError(f'{path} is the image; give its results other names')
         painter = Painter(self.classes, self.palette, opacity)
         outputs: list[tuple[RowSink, Callable[[Strip], np.ndarray]]] = []
         with self._opened(image) as source, ExitStack() as stack:

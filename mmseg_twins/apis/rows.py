@@ -335,7 +335,7 @@ class Windows:
         pixels = self._band[1][:, columns]
         if self._swaps and pixels.shape[2] in (3, 4):
             pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
-        return np.ascontiguousarray(self._scale.values(pixels).transpose(2, 0, 1))
+        return self._scale.values(pixels).transpose(2, 0, 1).copy()
 
 
 def padding_of(

@@ -150,6 +150,24 @@ def test_no_more_rows_are_read_than_the_next_labels_need(monkeypatch):
     assert source.asked == [(0, 48), (32, 80), (64, 112), (96, 144)]
 
 
+def test_gradients_are_recorded_between_strips(monkeypatch):
+    monkeypatch.setattr('mmseg_twins.ops.upsampled_labels.CPU_BUDGET', 4 << 10)
+    for _ in make_predictor().predict_rows(ArrayRows(noise(96, 96, 3))):
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_files_of_pixels_are_sources(tmp_path):
+    pixels = noise(96, 96, 1)
+    pixels.tofile(tmp_path / 'pixels')
+    mapped = np.memmap(tmp_path / 'pixels', np.uint8, 'r', shape=pixels.shape)
+    cfg, checkpoint = model_of(1)
+    predictor = make_predictor(cfg, checkpoint=checkpoint)
+    (strip,) = predictor.predict_rows(ArrayRows(mapped))
+    (expected,) = predictor.predict_rows(ArrayRows(pixels))
+    assert np.array_equal(strip.labels, expected.labels)
+
+
 @pytest.mark.parametrize('name', ['a.png', 'a.tif'])
 def test_a_single_window_at_a_time_is_normalized(name, rasterio, monkeypatch):
     Image.fromarray(noise(200, 150, 3)).save(name)
@@ -509,6 +527,13 @@ def test_no_result_is_overwritten_unasked(name):
     assert Path(name).read_text() == 'mine'
     make_predictor().predict_file('image.tif', target, force=True)
     assert read_tiff(target).shape == (70, 90)
+
+
+def test_an_image_is_never_replaced_by_its_result():
+    before = Path('a.png').read_bytes()
+    with pytest.raises(SettingError, match='a.png is the image'):
+        make_predictor().predict_file('a.png', Path('a.png').resolve(), force=True)
+    assert Path('a.png').read_bytes() == before
 
 
 def test_a_result_of_another_kind_is_refused():
