@@ -101,7 +101,11 @@ def test_the_page_of_the_package_has_no_links_that_lead_nowhere(metadata: Messag
     links = re.findall(r'\]\(([^)]*)\)', page)
     assert links
     assert all(link.startswith('https://') for link in links)
-    assert 'Published weights' in page
+    local = re.findall(
+        r'(?<!!)\[([^]]+)\]\((?!https:)', (ROOT / 'README.md').read_text('utf-8')
+    )
+    assert local
+    assert all(text in page for text in local)
 
 
 def test_wheel_carries_the_package_and_what_mim_looks_for(source: Path, wheel: Path):
