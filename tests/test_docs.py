@@ -93,6 +93,11 @@ REDUCED = {
 }
 # What a page says that the reader has done before.
 BEFORE = {'docs/evaluation.md': QUICKSTART, 'docs/predict.md': QUICKSTART}
+# Modules that a page needs, and the extras that install them.
+NEEDED = {
+    'docs/deployment.md': ('onnxscript', 'deploy'),
+    'docs/predict.md': ('rasterio', 'tiff'),
+}
 
 
 class Block(NamedTuple):
@@ -158,7 +163,9 @@ def folder(tmp_path: Path) -> Path:
     """The project's files, a few images where ADE20K's would be, and a checkpoint."""
     for name in ('configs', 'docs', 'mmseg_twins', 'requirements', 'tests', 'tools'):
         (tmp_path / name).symlink_to(ROOT / name)
-    for path in [*ROOT.glob('*.toml'), *ROOT.glob('*.yml'), *ROOT.glob('*.py')]:
+    for path in (
+        one for end in ('toml', 'yml', 'py', 'md') for one in ROOT.glob(f'*.{end}')
+    ):
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / 'work_dirs').mkdir()
     torch.save(
@@ -203,8 +210,9 @@ def run(block: Block, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize('page', [page for page in PAGES if runnable(page)])
 def test_the_blocks_of_a_page_run(page: str, folder: Path):
-    if page == 'docs/deployment.md':
-        pytest.importorskip('onnxscript', reason='export needs the extra `deploy`')
+    if page in NEEDED:
+        module, extra = NEEDED[page]
+        pytest.importorskip(module, reason=f'the page needs the extra `{extra}`')
     for block in runnable(page):
         run(block, folder)
 

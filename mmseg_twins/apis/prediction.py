@@ -352,8 +352,8 @@ class Predictor:
             SettingError: the predictor has no windows, or rasterio is not installed.
             PredictionError: the file cannot be read, or the model does not take the
                 image.
-            EndOfRows: the file ends before its last row; the rows so far are in files
-                of their own, which the message names.
+            EndOfRows: the file cannot be read to its last row; the rows so far are in
+                files of their own, which the message names.
             OSError: a result cannot be written, or exists without ``force``.
         """
         self._require_windows()
@@ -404,8 +404,7 @@ class Predictor:
         if self._load is None or is_tiff(path):
             return tiff_rows(Path(path), self._bands, self._channels)
         pixels = self._decode(path)['img']
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        if self._swaps and pixels.shape[2] in (3, 4):
+        if self._swaps and pixels.shape[2:] in ((3,), (4,)):
             pixels[..., [0, 2]] = pixels[..., [2, 0]]
         return nullcontext(ArrayRows(pixels))
 

@@ -37,7 +37,7 @@ class PredictionError(RuntimeError):
 
 
 class EndOfRows(PredictionError):  # noqa: N818, it says where rather than what
-    """A file ends before its last row."""
+    """A file cannot be read to its last row."""
 
 
 class RowSource(Protocol):
@@ -57,11 +57,11 @@ class RowSource(Protocol):
 
 
 class ArrayRows:
-    """The rows of an image in memory, or of a ``numpy.memmap``, (H, W, bands)."""
+    """The rows of an array or a ``numpy.memmap``, (H, W, bands) or (H, W)."""
 
     def __init__(self, pixels: np.ndarray) -> None:
-        self.shape, self.dtype = pixels.shape, pixels.dtype
-        self._pixels = pixels
+        self._pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+        self.shape, self.dtype = self._pixels.shape, pixels.dtype
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return the rows from one up to another, (rows, width, bands)."""
@@ -100,14 +100,15 @@ class TiffRows:
         """Return the rows from one up to another, (rows, width, bands).
 
         Raises:
-            EndOfRows: the file ends before.
+            EndOfRows: the file ends before, or is damaged there.
         """
         if (rows := self._read(start, stop)) is not None:
             return rows
-        last = next(
-            row for row in range(start, stop) if self._read(row, row + 1) is None
+        each = (row for row in range(start, stop) if self._read(row, row + 1) is None)
+        raise EndOfRows(
+            f'{self._path} cannot be read beyond row {next(each, stop)} of '
+            f'{self.shape[0]}'
         )
-        raise EndOfRows(f'{self._path} ends after row {last} of {self.shape[0]}')
 
     def _read(self, start: int, stop: int) -> np.ndarray | None:
         rasterio = import_rasterio()
@@ -189,8 +190,8 @@ def choose_bands(file, bands: Sequence[int] | None, channels: int) -> Sequence[i
     if bands is not None:
         if max(bands) > file.count:
             raise PredictionError(
-                f'it has {count(file.count, "band")}, and band {max(bands)} is asked '
-                'for (--bands)'
+                f'band {max(bands)} is asked for (--bands), and its last band is '
+                f'number {file.count}'
             )
         return bands
     kinds = [kind.name for kind in file.colorinterp]
@@ -207,15 +208,10 @@ def choose_bands(file, bands: Sequence[int] | None, channels: int) -> Sequence[i
     if len(found) != channels:
         some = ' '.join(map(str, range(1, channels + 1)))
         raise PredictionError(
-            f'it has {count(file.count, "band")}, and the model takes {channels}; '
+            f'it has {file.count} bands, and the model takes {channels}; '
             f'choose them, such as with --bands {some}'
         )
     return found
-
-
-def count(number: int, name: str) -> str:
-    """Return a number with its noun."""
-    return f'{number} {name}' if number == 1 else f'{number} {name}s'
 
 
 class Scale(NamedTuple):

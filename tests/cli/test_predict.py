@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import cv2
@@ -180,6 +181,16 @@ def test_tiffs_become_tiffs_where_windows_slide_over_them(run):
     assert len([path for path in Path('out').rglob('*') if path.is_file()]) == 6
 
 
+def test_tiffs_need_rasterio_where_windows_slide_over_them(run, monkeypatch):
+    Image.open('a.png').save('a.tif')
+    monkeypatch.setitem(sys.modules, 'rasterio', None)
+    arguments = ('weights.pth', 'a.tif', '--window', '48', '--out-dir', 'out')
+    status, _, error = run(*arguments)
+    assert status == 2
+    assert error.endswith("pip install 'mmseg_twins[tiff]' brings it\n")
+    assert not Path('out').exists()
+
+
 def test_tiffs_become_png_files_without_windows(run):
     Image.open('a.png').save('a.tif')
     assert run('weights.pth', 'a.tif', '--out-dir', 'out')[0] == 0
@@ -221,7 +232,7 @@ def test_rows_of_a_truncated_tiff_are_kept_and_named(run):
 
     assert (status, said) == (1, '1 images done, 1 skipped; results are in out\n')
     line = next(line for line in error.splitlines() if 'long.tif' in line)
-    assert line.startswith('predict.py: long.tif ends after row ')
+    assert line.startswith('predict.py: long.tif cannot be read beyond row ')
     rows = len(read('out/labels/long.part.tif'))
     assert f' of 700; its first {rows} rows are in out/labels/long.part.tif' in line
     assert not Path('out/labels/long.tif').exists()
