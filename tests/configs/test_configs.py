@@ -46,6 +46,13 @@ FPN = {
     'svt-b': (0.2, 59_676_438),
     'svt-l': (0.3, 102_744_214),
 }
+NARROW = 'camvid/twins_svt-narrow'
+# Type and number of classes.
+DATASETS = {
+    'ade20k': ('ADE20KDataset', 150),
+    'camvid': ('BaseSegDataset', 11),
+    'cityscapes': ('CityscapesDataset', 19),
+}
 MASK2FORMER = 'heads/twins_svt-s_mask2former_8x2_512x512_160k_ade20k'
 # Images of ADE20K, which SSSegmentation's setting goes through 130 times.
 IMAGES, EPOCHS = 20_210, 130
@@ -55,10 +62,12 @@ NAMES = sorted(
     for path in CONFIGS.rglob('*.py')
     if '_base_' not in path.parts
 )
-NAMED = [name for name in NAMES if not name.startswith(('custom/', 'demo/'))]
+# Those whose backbone is none of the variants are named differently.
+NAMED = [n for n in NAMES if not n.startswith(('custom/', 'demo/', NARROW))]
 PUBLISHED = [name for name in NAMED if '/' not in name and '0k_' in name]
 # One of each head, family and dataset takes a step always, the others with `--all`.
 QUICK = [
+    'camvid/twins_svt-s_uperhead_1x16_360x360_10k_camvid',
     'cityscapes/twins_pcpvt-s_fpn_fpnhead_8x2_512x1024_80k_cityscapes',
     'cityscapes/twins_svt-s_uperhead_8x1_512x1024_160k_cityscapes',
     'demo/twins_svt_fpn_streets',
@@ -71,8 +80,8 @@ QUICK = [
 
 def parse(name: str) -> dict[str, str]:
     return re.fullmatch(
-        r'(?:\w+/)?twins_(?P<variant>\w+-\w)_(?P<head>\w+)_(?P<gpus>\d)x(?P<images>\d)'
-        r'_512x(?P<width>\d+)_(?P<length>\d+)(?P<unit>[ke])_(?P<data>\w+)',
+        r'(?:\w+/)?twins_(?P<variant>\w+-\w)_(?P<head>\w+)_(?P<gpus>\d+)x(?P<images>\d+)'
+        r'_(?P<height>\d+)x(?P<width>\d+)_(?P<length>\d+)(?P<unit>[ke])_(?P<data>\w+)',
         name,
     ).groupdict()
 
@@ -132,7 +141,7 @@ def test_contents_are_what_the_name_says(name: str):
     cfg, says = read(name), parse(name)
     family, _, size = says['variant'].partition('-')
     images, gpus = int(says['images']), int(says['gpus'])
-    crop = (512, int(says['width']))
+    crop = (int(says['height']), int(says['width']))
     backbone = cfg.model.backbone
 
     assert backbone.type == f'mmseg_twins.{family.upper()}'
@@ -153,11 +162,11 @@ def test_contents_are_what_the_name_says(name: str):
     else:
         assert cfg.train_cfg.max_iters == EPOCHS * IMAGES // (images * gpus)
 
-    is_cityscapes = says['data'] == 'cityscapes'
-    dataset = 'CityscapesDataset' if is_cityscapes else 'ADE20KDataset'
+    dataset, classes = DATASETS[says['data']]
     assert cfg.train_dataloader.dataset.type == dataset
-    assert cfg.model.decode_head.num_classes == (19 if is_cityscapes else 150)
-    assert cfg.model.test_cfg.mode == ('slide' if is_cityscapes else 'whole')
+    assert cfg.model.decode_head.num_classes == classes
+    mode = 'slide' if says['data'] == 'cityscapes' else 'whole'
+    assert cfg.model.test_cfg.mode == mode
     assert cfg.model.test_cfg.get('crop_size', crop) == crop
 
 

@@ -6,12 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import camvid
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[2] / 'tools/dataset_converters'))
-import camvid
 
 
 @pytest.fixture
