@@ -13,9 +13,11 @@ from pathlib import Path
 
 import cv2
 import pytest
+import torch
 
-from builders import ROOT
+from builders import ROOT, small_demo
 from mmseg_twins.apis.export import DEPLOY_PACKAGES
+from mmseg_twins.apis.loading import build_segmentor
 from mmseg_twins.cli.main import COMMANDS
 
 SCRIPTS = [
@@ -260,3 +262,16 @@ def test_an_onnx_file_that_is_not_checked_is_removed(
 def require_deploy() -> None:
     for name in DEPLOY_PACKAGES:
         pytest.importorskip(name, reason='comes with the extra `deploy`')
+
+
+@pytest.mark.slow
+def test_processes_that_load_data_print_nothing(scenes: Path, folder: Path):
+    cfg = small_demo(scenes)
+    cfg.test_dataloader.update(num_workers=2, persistent_workers=True)
+    (folder / 'small.py').write_text(cfg.pretty_text)
+    state = build_segmentor(cfg).state_dict()
+    torch.save({'state_dict': state}, folder / 'weights.pth')
+    image = next(scenes.glob('images/validation/*'))
+    arguments = (ROOT / 'tools/test.py', 'small.py', 'weights.pth')
+    program = Program(*arguments, event=('open', image.name), folder=folder)
+    assert program.interrupt()[-1] == 'test.py: interrupted'

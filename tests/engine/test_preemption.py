@@ -76,13 +76,14 @@ def assert_equal(first: dict, second: dict, *keys: str) -> None:
 
 @TRANSFORMS.register_module()
 class Stall:
-    """Sends a signal to a training, then waits; notes if that came to its end."""
+    """Sends a signal to a training once, and notes if that lets it wait."""
 
     def __init__(self, after: str, pid: int) -> None:
         self.after, self.pid = Path(after), pid
 
     def __call__(self, results: dict) -> dict:
         if self.after.exists():
+            self.after.unlink()
             os.kill(self.pid, SIGNAL)
             time.sleep(300)
             self.after.with_name('waited').touch()
@@ -552,3 +553,21 @@ def test_a_process_whose_peer_was_killed_says_so_and_the_run_goes_on(
     options = [f'{key}={value}' for key, value in last.items()]
     one = start_rank(0, tmp_path, scenes, '--resume', '--cfg-options', *options, of=1)
     assert one.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_processes_that_resume_from_different_folders_both_say_so(
+    scenes: Path, tmp_path: Path
+):
+    folders = [tmp_path / name for name in 'ab']
+    for folder in folders:
+        folder.mkdir()
+    options = ('train_cfg.max_iters=2', 'default_hooks.checkpoint.interval=2')
+    one = start_rank(0, folders[0], scenes, '--cfg-options', *options, of=1)
+    assert one.wait(600) == 0
+    ranks = [start_rank(k, folders[k], scenes, '--resume') for k in range(2)]
+    assert [rank.wait(600) for rank in ranks] == [2, 2]
+    for k in range(2):
+        error = (folders[k] / f'out_{k}.txt').read_text().splitlines()[-1]
+        assert 'process 0 finds' in error
+        assert error.endswith('has to be the same folder on all machines')
