@@ -80,7 +80,7 @@ EXTRAS_REQUIRE = {
     'openvino': ['openvino'],
     'tiff': ['rasterio'],
     'docs': ['mkdocs-material', 'mkdocstrings[python]'],
-    'test': ['codespell', 'hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'ruff'],
+    'test': ['codespell[toml]', 'hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'ruff'],
 }
 
 
