@@ -124,8 +124,9 @@ class Predictor:
             default.
         batch: how many windows go through the network at a time or, without windows,
             how many images of one size.
-        bands: the numbers of a TIFF's bands that the model takes, from 1, with windows;
-            by default all, without transparency.
+        bands: the numbers of the bands that the model takes, from 1, with windows;
+            colors in the order red, green, blue. By default all of a TIFF, without
+            transparency.
         value_range: the values that become 0 and 255 where values have more than 8
             bits, with windows; those beyond them become 0 and 255 too. ``'raw'`` where
             the model takes them as they are.
@@ -171,6 +172,8 @@ class Predictor:
         self._bands, self._is_confident = bands, confidence
         if slides:
             self._load, self._swaps = row_loader(cfg)
+            if bands is not None or value_range is not None:
+                self._load = None  # which neither chooses bands nor keeps 16 bits
         else:
             self._load, self._transform = build_pipelines(cfg)
         model_cfg = cfg.model

@@ -114,8 +114,8 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         nargs='+',
         metavar='N',
-        help='the bands of TIFFs that the model takes, in its order and counted from '
-        '1, with windows (default: all but transparency)',
+        help='numbers of the bands that the model takes, from 1, with windows; colors '
+        'in the order red, green, blue (default: all but transparency)',
     )
     values = parser.add_mutually_exclusive_group()
     values.add_argument(
@@ -190,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 overlays=not args.no_overlay,
                 tiffs=slides,
             )
-            if slides and any(is_tiff(job.image) for job in jobs):
+            chooses = args.bands or args.value_range
+            if slides and (chooses or any(is_tiff(job.image) for job in jobs)):
                 import_rasterio()  # or an error, before the model is built
             predictor = Predictor(
                 cfg,

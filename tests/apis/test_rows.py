@@ -298,6 +298,16 @@ def test_16_bits_are_scaled_as_it_is_said():
         assert (one.labels != other.labels).sum() <= 1
 
 
+def test_png_files_of_16_bits_are_scaled_likewise(rasterio):
+    deep = noise(70, 90, 1)[..., 0].astype(np.uint16) * 100
+    Image.fromarray(deep).save('deep.png')
+    Image.fromarray(deep).save('deep.tif')
+    predictor = make_predictor(value_range=(0, 25500), confidence=True)
+    png, tiff = predictor.predict('deep.png'), predictor.predict('deep.tif')
+    assert np.array_equal(png.image[..., 0], noise(70, 90, 1)[..., 0])
+    assert np.array_equal(png.confidence, tiff.confidence)
+
+
 def test_values_beyond_the_range_are_its_ends():
     pixels = noise(70, 90, 3).astype(np.float32)
     clipped = make_predictor(value_range=(50, 200)).predict_rows(ArrayRows(pixels))
