@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
 
+import mmseg_twins
 from builders import ROOT, small_demo
+from mmseg_twins import interrupts
 from mmseg_twins.apis.export import DEPLOY_PACKAGES
 from mmseg_twins.apis.loading import build_segmentor
 from mmseg_twins.cli.main import COMMANDS
@@ -119,6 +121,60 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / 'folder'
 
 
+def test_what_a_launcher_passes_on_is_no_second_ctrl_c(monkeypatch):
+    monkeypatch.setattr(interrupts, '_last_raised', -interrupts.GRACE)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.raise_once(signal.SIGINT, None)
+    interrupts.raise_once(signal.SIGINT, None)
+
+    monkeypatch.setattr(interrupts, 'GRACE', 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.raise_once(signal.SIGINT, None)
+
+
+@pytest.fixture
+def handle() -> Iterator[Callable]:
+    """Sets how Ctrl-C is handled, for the time of a test."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize('handler', [signal.SIG_IGN, lambda number, frame: None])
+def test_ctrl_c_that_is_ignored_or_handled_stays_so(handler, handle: Callable):
+    handle(handler)
+    interrupts.end_at_interrupt()
+    with interrupts.raising(), interrupts.ending():
+        assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_ctrl_c_raises_within_a_program_and_ends_it_elsewhere(handle: Callable):
+    handle(signal.default_int_handler)
+    interrupts.end_at_interrupt()
+    assert signal.getsignal(signal.SIGINT) is interrupts.end
+    found = interrupts.run(lambda: signal.getsignal(signal.SIGINT))
+    assert found is interrupts.raise_once
+    assert signal.getsignal(signal.SIGINT) is interrupts.end
+
+
+@pytest.mark.parametrize(
+    ('argument', 'expected'),
+    [
+        ('/usr/bin/mmseg-twins', True),
+        ('/usr/bin/twins2mmseg', True),
+        (str(ROOT / 'tools/train.py'), True),
+        (str(ROOT / 'tools/demo/quickstart.py'), True),
+        ('/home/me/tools/train.py', False),
+        ('', False),  # Python asks for input
+        ('-c', False),
+    ],
+)
+def test_scripts_of_others_are_no_programs(argument: str, expected: bool, monkeypatch):
+    monkeypatch.chdir(ROOT / 'tools')
+    monkeypatch.setattr(sys, 'argv', [argument])
+    assert mmseg_twins.is_program() is expected
+
+
 def left(folder: Path) -> list[str]:
     """The names of the files in a folder, at any depth."""
     return sorted(path.name for path in folder.rglob('*') if path.is_file())
@@ -128,6 +184,11 @@ def left(folder: Path) -> list[str]:
 def test_scripts_end_with_a_line_while_they_import(script: Path, folder: Path):
     program = Program(script, event=('import', 'torch'), folder=folder)
     assert program.interrupt() == [f'{script.name}: interrupted']
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_may_clean_up_once_they_run(script: Path):
+    assert re.search(r'sys\.exit\(run(_program)?\(main\)\)', script.read_text())
 
 
 @pytest.mark.parametrize('command', COMMANDS)
