@@ -67,7 +67,7 @@ def test_from_images_to_predictions_and_an_onnx_file(small, capfd):
     printed = capfd.readouterr().out
     assert 'no problems found in the images: train 32, val 8' in printed
     assert 'Iter(train) [10/10]' in printed
-    rows = re.findall(r'^\| +(\w+) +\| +[\d.]+ \|', printed, flags=re.MULTILINE)
+    rows = re.findall(r'^\| +(\w+) +\| +[\d.]+ +\|', printed, flags=re.MULTILINE)
     assert rows == names['classes']
     assert 'System environment' not in printed
     assert len(names['shown']) == 5
@@ -75,9 +75,9 @@ def test_from_images_to_predictions_and_an_onnx_file(small, capfd):
     height, width = names['labels'].shape
     assert (width, height) == Image.open(names['photos'][2]).size
     assert names['agreement'] > 0.99
-    assert sorted(path.name for path in Path('work_dirs/finetune').iterdir()) == [
-        *('classes.png', 'config.py', 'data', 'model.onnx', 'training')
-    ]
+    assert sorted(
+        path.name for path in Path('work_dirs/finetune_notebook').iterdir()
+    ) == [*('classes.png', 'config.py', 'data', 'model.onnx', 'training')]
 
 
 def test_its_own_settings_give_a_config(tmp_path, monkeypatch):
