@@ -26,7 +26,7 @@ COLUMNS = {
     'Acc': 'Accuracy',
     'Precision': 'Precision',
     'BoundaryIoU': 'Boundary IoU',
-    'share': 'Share of pixels',
+    'share': 'Share',
 }
 ALT = {
     'image': 'The image {}',
@@ -117,8 +117,9 @@ figcaption { color: var(--faint); font-size: .875rem }
 class's pixels that are predicted right, precision the share of right ones among the
 pixels predicted as the class. Boundary IoU
 (<a href="https://arxiv.org/abs/2103.16562">Cheng et al. 2021</a>) compares only pixels
-near the contours, in a band as wide as $band&nbsp;% of the image's diagonal. Scores
-without any pixel are a dash and do not count in the mean.</p>
+near the contours, in a band as wide as $band&nbsp;% of the image's diagonal. The last
+column is the class's share of the true pixels. Scores without any pixel are a dash and
+do not count in the mean.</p>
 <div class="scroll" tabindex="0" role="region" aria-labelledby="classes">
 <table class="sortable">
 <thead><tr><th scope="col">No.</th><th scope="col" class="name">Class</th>$heads</tr>
@@ -232,7 +233,7 @@ def make_page(numbers: Mapping, worst: Sequence[WorstImage]) -> str:
             else 'Truth by row, prediction by column.'
         ),
         # No narrower, on a phone, than it is readable.
-        matrix_width=8 + len(shown),
+        matrix_width=13 + 2 * len(shown),
         light_matrix=draw_confusion(confusion, names, shown, 'light'),
         dark_matrix=draw_confusion(confusion, names, shown, 'dark'),
         confusions='\n'.join(confusion_rows(confusion, names))
