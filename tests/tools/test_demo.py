@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -145,6 +146,10 @@ def test_a_short_quickstart_prints_a_table_and_draws_a_picture(tmp_path, capsys)
     output = capsys.readouterr().out
     assert all(re.search(rf'{name}\W+\d+\.\d\d', output) for name in (*CLASSES, 'mean'))
     assert str(tmp_path / 'training/iter_2.pth') in output
+    assert str(tmp_path / 'report/index.html') in output
+    numbers = json.loads((tmp_path / 'report/report.json').read_text())
+    assert numbers['about']['images'] == 6
+    assert f'{numbers["mIoU"]:.2f}' in output
     with Image.open(tmp_path / 'scenes.png') as picture:
         colors = {color for _, color in picture.convert('RGB').getcolors(1 << 24)}
     palette = Config.fromfile(quickstart.CONFIG).palette

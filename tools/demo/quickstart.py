@@ -1,8 +1,9 @@
 """Draw street scenes, train a small Twins on them, and show how well it does.
 
 Takes a few minutes on two CPU cores. The folder gets `data`, the scenes in ADE20K's
-layout; `training`, with logs and the checkpoint; and `scenes.png`, with predictions on
-held-out scenes. The results of an earlier run are moved to a folder of their own.
+layout; `training`, with logs and the checkpoint; `scenes.png`, with predictions on
+held-out scenes; and `report`, with a page of scores, `index.html`. The results of an
+earlier run are moved to a folder of their own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import mmseg_twins  # noqa: F401, handles Ctrl-C while the rest is imported
 
 # isort: split
 import argparse
+import json
 import math
 import sys
 import time
@@ -30,13 +32,14 @@ from rich.table import Table
 from scene_folder import add_numbers, write_scenes
 
 from mmseg_twins.cli import common as cli
+from mmseg_twins.evaluation import Report
 from mmseg_twins.interrupts import run as run_program
 
 CONFIG = Path(__file__).parents[2] / 'configs/demo/twins_svt_fpn_streets.py'
 SHOWN = 6
 say = partial(print, '[quickstart]', flush=True)
 #: What a run leaves in its folder; those of version 0.1 drew curves, too.
-RESULTS = ('data', 'training', 'scenes.png', 'curves.png')
+RESULTS = ('data', 'training', 'report', 'scenes.png', 'curves.png')
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -86,29 +89,39 @@ def set_aside(work_dir: Path) -> Path | None:
     return folder
 
 
-def evaluate(runner: Runner) -> tuple[np.ndarray, list[tuple[np.ndarray, ...]]]:
-    """Predict the held-out scenes.
+def evaluate(runner: Runner, folder: Path) -> tuple[dict, list[tuple[np.ndarray, ...]]]:
+    """Predict the held-out scenes, and write a report of them.
+
+    Args:
+        runner: of the training.
+        folder: of the report.
 
     Returns:
-        The IoU of each class, in percent, and, of a few scenes, the image (H, W, 3) in
-        RGB, its labels (H, W), of which 255 is ignored, and the predicted labels.
+        The report's numbers, and, of a few scenes, the image (H, W, 3) in RGB, its
+        labels (H, W), of which 255 is ignored, and the predicted labels.
     """
-    (metric,), classes = runner.val_evaluator.metrics, runner.cfg.classes
-    areas, shown = 0, []
+    dataset, shown = runner.val_dataloader.dataset, []
+    report = Report(
+        str(folder),
+        about=dict(
+            config=str(CONFIG.relative_to(CONFIG.parents[2])),
+            checkpoint=find_latest_checkpoint(runner.work_dir),
+            iteration=runner.iter,
+            dataset='drawn street scenes',
+        ),
+    )
+    report.dataset_meta = dataset.metainfo
     runner.model.eval()
     for batch in runner.val_dataloader:
         with torch.inference_mode():
             (sample,) = runner.model.val_step(batch)
-        prediction, truth = (
-            part.data[0].cpu() for part in (sample.pred_sem_seg, sample.gt_sem_seg)
-        )
-        areas += torch.stack(
-            metric.intersect_and_union(prediction, truth, len(classes), 255)
-        )
+        report.process(batch, [sample.to_dict()])
         if len(shown) < SHOWN:
+            labels = (sample.gt_sem_seg, sample.pred_sem_seg)
             image = cv2.imread(sample.img_path)[..., ::-1]
-            shown.append((image, truth.numpy(), prediction.numpy()))
-    return (100 * areas[0] / areas[1]).numpy(), shown
+            shown.append((image, *(part.data[0].cpu().numpy() for part in labels)))
+    report.evaluate(len(dataset))
+    return json.loads((folder / 'report.json').read_text()), shown
 
 
 def draw_predictions(
@@ -175,8 +188,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             f'is in {runner.log_dir}'
         )
     trained = time.perf_counter()
-    ious, scenes = evaluate(runner)
-    mean, picture = np.nanmean(ious), args.work_dir / 'scenes.png'
+    report, picture = args.work_dir / 'report', args.work_dir / 'scenes.png'
+    numbers, scenes = evaluate(runner, report)
+    mean = numbers['mIoU']
     title = f'Drawn street scenes that Twins was not trained on: mean IoU {mean:.1f} %'
     draw_predictions(picture, scenes, cfg, title=title)
     end = time.perf_counter()
@@ -185,11 +199,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         f'training {trained - drawn:.0f} s, evaluation {end - trained:.0f} s)'
     )
     table = Table('class', 'held-out IoU (%)')
-    for name, iou in zip((*cfg.classes, 'mean'), (*ious, mean), strict=True):
-        table.add_row(name, f'{iou:.2f}')
+    for row in (*numbers['classes'], {'name': 'mean', 'IoU': mean}):
+        table.add_row(row['name'], '-' if row['IoU'] is None else f'{row["IoU"]:.2f}')
     rich.print(table)
     print(
-        f'predictions: {picture}\ncheckpoint:  {find_latest_checkpoint(cfg.work_dir)}'
+        f'predictions: {picture}\n'
+        f'report:      {report / "index.html"}\n'
+        f'checkpoint:  {find_latest_checkpoint(cfg.work_dir)}'
     )
 
 
