@@ -60,7 +60,8 @@ IMAGES, EPOCHS = 20_210, 130
 NAMES = sorted(
     path.relative_to(CONFIGS).with_suffix('').as_posix()
     for path in CONFIGS.rglob('*.py')
-    if '_base_' not in path.parts
+    # The built-in's, to compare with, is tested with its twin in test_camvid.py.
+    if '_base_' not in path.parts and not path.name.startswith('builtin_')
 )
 # Those whose backbone is none of the variants are named differently.
 NAMED = [n for n in NAMES if not n.startswith(('custom/', 'demo/', NARROW))]
@@ -249,7 +250,7 @@ def test_the_rate_warms_up_then_falls_to_zero(name: str):
     assert max(rates) == rates[warm_up - 1] == pytest.approx(6e-5, rel=1e-6)
     assert np.all(np.diff(rates[warm_up:]) < 0)
     halfway = (warm_up + len(rates)) // 2
-    assert rates[halfway] == pytest.approx(3e-5, rel=1e-4)  # power 1: a straight line
+    assert rates[halfway] == pytest.approx(3e-5, rel=2e-4)  # power 1: a straight line
     assert rates[-1] == 0
 
 
