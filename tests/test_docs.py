@@ -8,6 +8,7 @@ here, because it needs several GPUs or a whole training, is marked `console` the
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -93,6 +94,8 @@ REDUCED = {
 }
 # What a page says that the reader has done before.
 BEFORE = {'docs/evaluation.md': QUICKSTART, 'docs/predict.md': QUICKSTART}
+# What is exported for the registries, and used by other parts of the package only.
+NOT_FOR_USERS = {'LocalVisBackend', 'ReportCheckpoint'}
 # Modules that a page needs, and the extras that install them.
 NEEDED = {
     'docs/deployment.md': ('onnxscript', 'deploy'),
@@ -266,6 +269,24 @@ def test_every_picture_of_docs_is_shown_on_a_page():
     shown = {path for page in PAGES for path, _ in links(page)}
     pictures = (ROOT / 'docs/images').iterdir()
     assert [path.name for path in pictures if path.resolve() not in shown] == []
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'apis',
+        'engine',
+        'evaluation',
+        'models.backbones',
+        'models.decode_heads',
+        'models.segmentors',
+    ],
+)
+def test_the_api_page_lists_what_a_package_exports(name: str):
+    text = (ROOT / 'docs/api.md').read_text(encoding='utf-8')
+    listed = re.findall(rf'^::: mmseg_twins\.{name}\.(\w+)', text, flags=re.MULTILINE)
+    exported = importlib.import_module(f'mmseg_twins.{name}').__all__
+    assert set(exported) - set(listed) - NOT_FOR_USERS == set()
 
 
 def test_the_site_lists_every_page_once():
