@@ -85,7 +85,7 @@ def on_page_markdown(
     here = page.file.src_uri
     if here.startswith('source/'):
         return markdown
-    # Pygments takes what has no prompt in a console for output, and greys it.
+    # Pygments takes what has no prompt in a console for output, and grays it.
     markdown = re.sub(r'(?m)^```console$', '```bash', markdown)
     names = {site: file for file, site in ELSEWHERE.items()}
     written_in = names.get(here, f'docs/{here}')
