@@ -11,6 +11,7 @@ import json
 import linecache
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +46,11 @@ def small(tmp_path: Path, monkeypatch) -> dict:
     return dict(base='narrow.py', weights=None, crop_size=64, iterations=10)
 
 
-def run_cells(settings: dict, last: str = LAST) -> dict:
-    """Run the cells up to one; return its names and, as `shown`, what it displays."""
-    shown: list[Image.Image] = []
-    names = dict(display=shown.append, shown=shown)
+def run_cells(
+    settings: dict, last: str = LAST, display: Callable = lambda picture: None
+) -> dict:
+    """Run the cells up to one, and return their variables."""
+    names = dict(display=display)
     for cell in CELLS:
         name, code = f'cell {cell["id"]}', ''.join(cell['source'])
         linecache.cache[name] = len(code), None, code.splitlines(True), name
@@ -63,15 +65,16 @@ def run_cells(settings: dict, last: str = LAST) -> dict:
 
 def test_from_images_to_predictions_and_an_onnx_file(small, capfd):
     pytest.importorskip('onnxscript', reason='export needs the extra `deploy`')
-    names = run_cells(small)
+    pictures: list[Image.Image] = []
+    names = run_cells(small, display=pictures.append)
     printed = capfd.readouterr().out
     assert 'no problems found in the images: train 32, val 8' in printed
     assert 'Iter(train) [10/10]' in printed
     rows = re.findall(r'^\| +(\w+) +\| +[\d.]+ +\|', printed, flags=re.MULTILINE)
     assert rows == names['classes']
     assert 'System environment' not in printed
-    assert len(names['shown']) == 5
-    assert all(min(picture.size) >= 64 for picture in names['shown'])
+    assert len(pictures) == 5
+    assert all(min(picture.size) >= 64 for picture in pictures)
     height, width = names['labels'].shape
     assert (width, height) == Image.open(names['photos'][2]).size
     assert names['agreement'] > 0.99
