@@ -207,7 +207,9 @@ def make_page(numbers: Mapping, worst: Sequence[WorstImage]) -> str:
     names = [one['name'] for one in classes]
     confusion = np.array(numbers['confusion']).reshape(len(names), len(names))
     shown = most_confused(confusion)
-    about = numbers['about']
+    about, unknown = numbers['about'], numbers['pixels_of_no_class']
+    if unknown:
+        about = {**about, 'pixels of no class': unknown}
     subject = os.path.basename(about.get('checkpoint') or '') or 'a segmentor'
     only = len(shown) < len(names)
     return PAGE.substitute(
@@ -218,7 +220,7 @@ def make_page(numbers: Mapping, worst: Sequence[WorstImage]) -> str:
         ),
         about=''.join(
             f'<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>'
-            for key, value in (about | unknown(numbers)).items()
+            for key, value in about.items()
         ),
         band=f'{100 * numbers["band"]:g}',
         heads=''.join(f'<th scope="col">{name}</th>' for name in COLUMNS.values()),
@@ -240,17 +242,11 @@ def make_page(numbers: Mapping, worst: Sequence[WorstImage]) -> str:
         or '<tr><td class="name" colspan="4">none</td></tr>',
         worst_text=f'The {len(worst)} images with the lowest mean IoU of their own '
         'classes: those in their truth or prediction. Wrong pixels are red, ignored '
-        'ones are hatched, and black ones have a label that is no class.'
+        f'ones hatched{", and those with a label of no class black" if unknown else ""}.'
         if worst
         else 'No image has a pixel that counts.',
         worst='\n'.join(worst_image(one, classes) for one in worst),
     )
-
-
-def unknown(numbers: Mapping) -> dict:
-    """Return a remark on labels that are no class, if there are any."""
-    pixels = numbers['pixels_of_no_class']
-    return {'labels of no class': f'{pixels} pixels'} if pixels else {}
 
 
 def number(value: float | None) -> str:

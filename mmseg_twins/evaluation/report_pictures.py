@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import cv2
 import mmcv
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -115,7 +114,6 @@ def draw_confusion(
     axes.spines[:].set_visible(False)
     for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         tick.set_parse_math(False)
-    FigureCanvasAgg(figure)
     file = io.BytesIO()
     figure.savefig(file, format='png')
     return uri('png', file.getvalue())
