@@ -208,8 +208,10 @@ def make_page(numbers: Mapping, worst: Sequence[WorstImage]) -> str:
     confusion = np.array(numbers['confusion']).reshape(len(names), len(names))
     shown = most_confused(confusion)
     about, unknown = numbers['about'], numbers['pixels_of_no_class']
+    black = ''
     if unknown:
         about = {**about, 'pixels of no class': unknown}
+        black = ', and those with a label of no class black'
     subject = os.path.basename(about.get('checkpoint') or '') or 'a segmentor'
     only = len(shown) < len(names)
     return PAGE.substitute(
@@ -242,7 +244,7 @@ def make_page(numbers: Mapping, worst: Sequence[WorstImage]) -> str:
         or '<tr><td class="name" colspan="4">none</td></tr>',
         worst_text=f'The {len(worst)} images with the lowest mean IoU of their own '
         'classes: those in their truth or prediction. Wrong pixels are red, ignored '
-        f'ones hatched{", and those with a label of no class black" if unknown else ""}.'
+        f'ones hatched{black}.'
         if worst
         else 'No image has a pixel that counts.',
         worst='\n'.join(worst_image(one, classes) for one in worst),
