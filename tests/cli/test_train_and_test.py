@@ -369,9 +369,7 @@ def test_a_full_disk_ends_a_test_with_the_files_name(
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
-        .startswith(
-            'test.py: error: a label map in predictions could not be written (No space '
-        )
+        .startswith('test.py: error: predictions could not be written (No space ')
     )
 
 
