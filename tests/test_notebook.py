@@ -31,6 +31,7 @@ LAST = CELLS[-1]['id']
 NARROW = f"""
 _base_ = {str(ROOT / 'configs/demo/twins_svt_fpn_streets.py')!r}
 model = dict(
+    data_preprocessor=dict(test_cfg=None),  # no padding, as in the exported file
     backbone=dict(embed_dims={WIDTHS}, depths=[1, 1, 1, 1]),
     neck=dict(in_channels={WIDTHS}, out_channels=8),
     decode_head=dict(in_channels=[8] * 4, channels=8),
