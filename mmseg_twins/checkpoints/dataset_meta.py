@@ -47,10 +47,22 @@ def find_dataset_meta(cfg: Config, meta: Mapping, num_classes: int) -> dict:
 def complete_palette(
     palette: Sequence[Sequence[int]] | None, count: int
 ) -> list[tuple[int, ...]]:
-    """Return a palette, or random colors if it has not one for each class."""
+    """Return a palette, or distinct colors if it has not one for each class."""
     if palette is None or len(palette) != count:
-        palette = np.random.default_rng(42).integers(256, size=(count, 3)).tolist()
+        return distinct_colors(count)
     return [tuple(int(value) for value in color) for color in palette]
+
+
+def distinct_colors(count: int) -> list[tuple[int, ...]]:
+    """Return RGB colors, each as far as possible from those before it."""
+    candidates = np.random.default_rng(0).integers(32, 256, size=(4 * count + 200, 3))
+    distances = np.full(len(candidates), np.inf)
+    colors = []
+    for _ in range(count):
+        color = candidates[distances.argmax()]
+        colors.append(tuple(color.tolist()))
+        distances = np.minimum(distances, np.linalg.norm(candidates - color, axis=1))
+    return colors
 
 
 def configured_meta(cfg: Config) -> dict:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmseg_twins.checkpoints.dataset_meta import find_dataset_meta
+from mmseg_twins.checkpoints.dataset_meta import distinct_colors, find_dataset_meta
 
 CLASSES = ('sky', 'sea', 'road')
 PALETTE = [(10, 20, 200), (250, 0, 120), (90, 160, 30)]
@@ -36,6 +37,13 @@ def test_the_config_comes_next():
         type='RepeatDataset', dataset=dict(type='CityscapesDataset'), times=2
     )
     assert find_dataset_meta(wrapped, {}, 3)['classes'][:2] == ('road', 'sidewalk')
+
+
+@pytest.mark.parametrize(('count', 'least'), [(8, 100), (20, 70), (150, 25)])
+def test_colors_of_a_missing_palette_are_far_apart(count: int, least: float):
+    colors = np.array(distinct_colors(count), float)
+    distances = np.linalg.norm(colors[:, None] - colors, axis=2)
+    assert distances[~np.eye(count, dtype=bool)].min() > least
 
 
 def test_a_missing_palette_is_the_same_each_time():
