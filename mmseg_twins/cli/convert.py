@@ -15,6 +15,7 @@ from ..checkpoints.models import VARIANTS
 from ..checkpoints.writing import SUFFIXES, check_writable
 from ..errors import CheckpointError, SettingError
 from ..interrupts import raising
+from . import program
 
 DESCRIPTION = """\
 Convert a Twins checkpoint to mmsegmentation 1.x, verified.
@@ -37,7 +38,7 @@ examples:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog='twins2mmseg',
+        prog=program('twins2mmseg'),
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -35,7 +35,7 @@ REINSTALL = 'pip install --upgrade --force-reinstall'
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 1 if there are problems, else 0."""
     parser = argparse.ArgumentParser(
-        prog='python -m mmseg_twins',
+        prog='mmseg-twins doctor',
         description='Diagnose your installation: print versions and devices and, for '
         'each problem, the command that fixes it. Include the output in bug reports. '
         'The exit status is 1 if there are problems, else 0.',

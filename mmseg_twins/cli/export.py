@@ -46,6 +46,7 @@ from ..apis.loading import build_segmentor, load_weights
 from ..checkpoints.writing import check_writable, replacing
 from ..interrupts import ending
 from . import common as cli
+from . import program
 
 DESCRIPTION = """\
 Export a segmentor to one file: ONNX, or torch.export's .pt2.
@@ -75,7 +76,7 @@ TARGETS = ('cpu', 'gpu')
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog='export_onnx.py',
+        prog=program('export_onnx.py'),
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from .. import cli
 from ..interrupts import run
 
 COMMANDS = {
@@ -53,4 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f'{parser.prog}: error: {error}; `{parser.prog} doctor` diagnoses the '
             'installation\n',
         )
-    return run(partial(module.main, given[1:]))
+    cli.command = args.command
+    try:
+        return run(partial(module.main, given[1:]))
+    finally:
+        cli.command = None

@@ -38,13 +38,14 @@ from ..apis.rows import (
     write_png,
 )
 from . import common as cli
+from . import program
 from .image_files import Job, find_images, plan_jobs
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog='predict.py',
+        prog=program('predict.py'),
         usage='%(prog)s [option ...] CONFIG CHECKPOINT IMAGE ... --out-dir DIR\n'
         '       %(prog)s [option ...] SEGMENTOR IMAGE ... --out-dir DIR',
         description=__doc__,

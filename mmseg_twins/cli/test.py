@@ -17,12 +17,13 @@ from mmengine.config import Config, ConfigDict
 
 from ..engine.full_disk import naming_last
 from . import common as cli
+from . import program
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog='test.py',
+        prog=program('test.py'),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

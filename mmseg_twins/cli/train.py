@@ -21,12 +21,13 @@ from ..engine.early_stopping import SCORES
 from ..engine.latest import find_whole_checkpoint
 from ..engine.replay import prepare_replay, replay
 from . import common as cli
+from . import program
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog='train.py',
+        prog=program('train.py'),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

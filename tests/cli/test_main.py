@@ -1,0 +1,32 @@
+"""The command ``mmseg-twins``."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmseg_twins.cli import main as command
+from mmseg_twins.cli import train
+
+
+@pytest.mark.parametrize('name', command.COMMANDS)
+def test_an_error_names_the_command_that_was_typed(name: str, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command.main([name, '--no-such-option'])
+    assert exit_.value.code == 2
+    assert f'mmseg-twins {name}: error: ' in capsys.readouterr().err
+
+
+def test_an_error_of_a_script_names_the_script(capsys):
+    with pytest.raises(SystemExit):
+        command.main(['train', '--no-such-option'])
+    with pytest.raises(SystemExit):
+        train.main(['--no-such-option'])
+    assert 'train.py: error: ' in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_unknown_command_is_answered_with_those_that_exist(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command.main(['trian'])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in ('trian', *command.COMMANDS))
