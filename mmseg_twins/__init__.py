@@ -9,6 +9,7 @@ registers the backbones. The command ``mmseg-twins`` has the tools;
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 from .interrupts import end_at_interrupt
@@ -35,6 +36,8 @@ def is_program() -> bool:
 
 if is_program():
     end_at_interrupt()  # from before the imports that take seconds
+    # mmengine's and mim's import of it; others are told as always.
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
 
 # The command imports the rest by itself: it diagnoses installations where that fails.
 if not is_command():
