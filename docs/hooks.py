@@ -85,6 +85,8 @@ def on_page_markdown(
     here = page.file.src_uri
     if here.startswith('source/'):
         return markdown
+    # Badges are pictures of another host.
+    markdown = re.sub(r'(?m)^\[!\[.*\n', '', markdown)
     # Pygments takes what has no prompt in a console for output, and grays it.
     markdown = re.sub(r'(?m)^```console$', '```bash', markdown)
     names = {site: file for file, site in ELSEWHERE.items()}
