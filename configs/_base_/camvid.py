@@ -57,27 +57,27 @@ train_dataloader = dict(
         **dataset,
     ),
 )
-val_dataloader = dict(
+eval_loader = dict(
     batch_size=1,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
+)
+val_dataloader = dict(
     dataset=dict(
         data_prefix=dict(img_path='images/val', seg_map_path='annotations/val'),
         pipeline=test_pipeline,
         **dataset,
     ),
+    **eval_loader,
 )
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         data_prefix=dict(img_path='images/test', seg_map_path='annotations/test'),
         pipeline=test_pipeline,
         **dataset,
     ),
+    **eval_loader,
 )
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator

@@ -2,7 +2,7 @@
 
 _base_ = [
     'mmseg::_base_/models/twins_pcpvt-s_fpn.py',
-    'mmseg::_base_/schedules/schedule_80k.py',
+    './run.py',
 ]
 # These compute what mmsegmentation's of the same name and PyTorch's convolutions do, at
 # less cost.
@@ -13,18 +13,13 @@ model = dict(
 )
 
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=1e-4)
+    type='OptimWrapper',
+    clip_grad=None,
+    optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4),
 )
-# The inherited schedule ends at 1e-4, this config's own start, and would never decay.
+# mmsegmentation's ends at 1e-4, where this one starts, and would never decay.
 param_scheduler = [
     dict(type='PolyLR', power=0.9, eta_min=1e-6, begin=0, end=80000, by_epoch=False),
 ]
-
-# A run that is killed goes on with --resume as if it had not been (docs/resuming.md).
-default_hooks = dict(
-    checkpoint=dict(type='mmseg_twins.CheckpointHook'),
-    resuming=dict(type='mmseg_twins.ExactResume'),
-    numbers=dict(type='mmseg_twins.CheckNumbers'),
-    preemption=dict(type='mmseg_twins.Preemption'),
-    unreadable=dict(type='mmseg_twins.UnreadableFiles'),
-)
+train_cfg = dict(max_iters=80000, val_interval=8000)
+default_hooks = dict(checkpoint=dict(interval=8000))

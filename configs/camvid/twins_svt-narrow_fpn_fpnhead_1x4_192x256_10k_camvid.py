@@ -3,7 +3,7 @@
 docs/camvid.md has the results and what else was tried.
 """
 
-_base_ = ['../_base_/camvid.py']
+_base_ = ['../_base_/camvid.py', '../_base_/run.py']
 randomness = dict(seed=0)
 crop_size = (192, 256)
 max_iters = 10_000
@@ -101,24 +101,5 @@ param_scheduler = [
         type='CosineAnnealingLR', eta_min=1e-6, by_epoch=False, begin=300, end=max_iters
     ),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=1000)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(
-        type='mmseg_twins.CheckpointHook',
-        by_epoch=False,
-        interval=1000,
-        max_keep_ckpts=2,
-        save_best='mIoU',
-    ),
-    resuming=dict(type='mmseg_twins.ExactResume'),
-    numbers=dict(type='mmseg_twins.CheckNumbers'),
-    preemption=dict(type='mmseg_twins.Preemption'),
-    unreadable=dict(type='mmseg_twins.UnreadableFiles'),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'),
-)
+train_cfg = dict(max_iters=max_iters, val_interval=1000)
+default_hooks = dict(checkpoint=dict(interval=1000, max_keep_ckpts=2, save_best='mIoU'))

@@ -4,7 +4,7 @@ The scenes are made by `python tools/dataset_converters/street_scenes.py`; train
 takes a few minutes on two CPU cores.
 """
 
-_base_ = ['mmseg::_base_/default_runtime.py']
+_base_ = ['mmseg::_base_/default_runtime.py', '../_base_/run.py']
 custom_imports = dict(imports=['mmseg_twins'], allow_failed_imports=False)
 randomness = dict(seed=0)
 
@@ -128,22 +128,5 @@ param_scheduler = [
         type='CosineAnnealingLR', eta_min=1e-6, by_epoch=False, begin=20, end=max_iters
     ),
 ]
-train_cfg = dict(
-    type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 3
-)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=False),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(
-        type='mmseg_twins.CheckpointHook', by_epoch=False, interval=max_iters
-    ),
-    resuming=dict(type='mmseg_twins.ExactResume'),
-    numbers=dict(type='mmseg_twins.CheckNumbers'),
-    preemption=dict(type='mmseg_twins.Preemption'),
-    unreadable=dict(type='mmseg_twins.UnreadableFiles'),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'),
-)
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 3)
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=max_iters))
