@@ -8,7 +8,8 @@ Usage: bash tools/quickstart.sh [OPTION]...
 
 Sets up an environment where need be, draws street scenes, trains a small Twins on them
 and shows how well it does on scenes that it has not seen: as a picture, and as a report,
-report/index.html. Takes a few minutes on two CPU cores. The results of an earlier run are moved to a folder of their own.
+report/index.html. Takes a few minutes on two CPU cores. The results of an earlier run are
+moved to a folder of their own.
 
 Options:
   --work-dir FOLDER  folder of the results (default: work_dirs/quickstart)
