@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 
+from ..checkpoints.dataset_meta import innermost_dataset
 from ..errors import SettingError
 from ..models.segmentors.windows import is_pair
 from .rows import RAW
@@ -101,9 +102,7 @@ def windows(
 
 def training_size(cfg: Config) -> tuple[int, int] | None:
     """Return height and width of training images, if the pipeline makes one size."""
-    dataset = (cfg.get('train_dataloader') or {}).get('dataset') or {}
-    while 'dataset' in dataset:  # wrappers
-        dataset = dataset['dataset']
+    dataset = innermost_dataset(cfg, 'train_dataloader')
     size = None
     for step in dataset.get('pipeline') or ():
         name = step['type'].rpartition('.')[2]

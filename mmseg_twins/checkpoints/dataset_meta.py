@@ -65,11 +65,17 @@ def distinct_colors(count: int) -> list[tuple[int, ...]]:
     return colors
 
 
+def innermost_dataset(cfg: Config, loader: str) -> Mapping:
+    """Return a loader's dataset, without those that repeat or cut another."""
+    dataset = (cfg.get(loader) or {}).get('dataset') or {}
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
 def configured_meta(cfg: Config) -> dict:
     """Return the ``METAINFO`` and ``metainfo`` of a config's test dataset."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
-    while 'dataset' in dataset:  # one that repeats or cuts another
-        dataset = dataset['dataset']
+    dataset = innermost_dataset(cfg, 'test_dataloader')
     if 'type' not in dataset:
         return {}
     # The class alone knows its names; building it would look for its files.
