@@ -113,7 +113,9 @@ def main() -> None:
         write_image(folder / 'image.tif', args.height, args.width)
         windows = ('--window', '1024', '--stride', '1024')
         peak, seconds = predict(folder, 'image.tif', *windows, *options)
-    print(f'{args.height}x{args.width} px: at most {peak:.0f} MB, {seconds:.0f} s')
+    print('| height x width | peak memory | time |')
+    print('| --- | --- | --- |')
+    print(f'| {args.height} x {args.width} | {peak:.0f} MB | {seconds:.0f} s |')
 
 
 if __name__ == '__main__':

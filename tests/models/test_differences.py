@@ -136,4 +136,4 @@ def test_the_picture_of_the_padding_mask_is_drawn(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(padding_mask, 'compare', lambda *_: differences)
     assert padding_mask.main([str(tmp_path / 'picture.png')]) == 0
     assert (tmp_path / 'picture.png').read_bytes().startswith(b'\x89PNG')
-    assert capsys.readouterr().out.count('1.0e-01') == 12
+    assert capsys.readouterr().out.count('10.0 %') == 12

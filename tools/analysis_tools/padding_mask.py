@@ -1,9 +1,9 @@
-"""Show what attending to padding does to the features of mmsegmentation's built-in SVT.
+"""Show the effect of attention to padding on mmsegmentation's built-in SVT.
 
-Windows of 7 cover a map whose sides are not multiples of 7 only if it is padded. The
-official code and the built-in mark padding in a mask with ``mask[:, -pad:]``, which
-marks every token where ``pad`` is 0, and a constant mask masks nothing. So padding is
-masked where both sides have some, and attended to where only one side has.
+Maps whose sides are not multiples of 7 are padded to be divided into windows of 7. The
+official code and the built-in mark padding with ``mask[:, -pad:]``, which marks every
+token if ``pad`` is 0, and a constant mask masks nothing. So padding is masked if both
+sides have some, and attended to if only one side has some.
 """
 
 from __future__ import annotations
@@ -31,11 +31,7 @@ from mmseg_twins.cli import common as cli
 from mmseg_twins.interrupts import run as run_program
 
 WINDOW = 7
-SIZES = {
-    (448, 448): 'no side is padded',
-    (512, 512): 'both sides are padded',
-    (448, 512): 'one side is padded',
-}
+SIZES = {(448, 448): 'no side', (512, 512): 'both sides', (448, 512): 'one side'}
 TOKEN, MASKED, ATTENDED = '#c0d6ec', '#e4e4ea', '#d6451f'
 
 
@@ -45,8 +41,8 @@ def compare(
     """Run the built-in SVT-S and this package's with equal random weights and images.
 
     Args:
-        sizes: Heights and widths of the images.
-        seed: Of weights and images.
+        sizes: heights and widths of the images in pixels.
+        seed: seed of weights and images.
 
     Returns:
         For each size and stage, a map (H, W): the length of the difference between the
@@ -94,13 +90,17 @@ def relative_rms(difference: Tensor) -> float:
 
 
 def draw(path: Path, differences: Mapping[tuple[int, int], Sequence[Tensor]]) -> None:
-    """Draw, for each size in ``SIZES``, what is padded and where features differ."""
+    """Draw the padding and the differences of features for each size in ``SIZES``."""
     colormap = colormaps['YlOrRd'].with_extremes(under='#f3f6fa')
     colors = ScalarMappable(LogNorm(1e-3, 1), colormap)
-    figure = Figure(figsize=(10.4, 6.9), dpi=100, layout='constrained')
+    figure = Figure(figsize=(10.4, 7.4), dpi=130, layout='constrained')
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
     figure.suptitle(
-        'Where one side of a map is padded, the built-in SVT attends to the padding\n'
-        "(mmsegmentation's SVT-S and this package's, equal random weights and images)"
+        "Where one side of a map is padded, mmsegmentation's SVT attends to the padding"
+        "\nFeatures of its SVT-S and of this package's, with equal random weights and "
+        'images.\nTrained models meet this where exactly one side is a multiple of 28, '
+        '56, 112 or 224 px, such as 512x672, but not at 512x512.',
+        fontsize=11,
     )
     grid = figure.subplots(len(differences), 5, width_ratios=(1.35, 1, 1, 1, 1))
     for row, (size, stages) in zip(grid, differences.items(), strict=True):
@@ -108,14 +108,13 @@ def draw(path: Path, differences: Mapping[tuple[int, int], Sequence[Tensor]]) ->
         for number, (axes, stage) in enumerate(zip(row[1:], stages, strict=True), 1):
             axes.imshow(colors.to_rgba(stage.numpy()), interpolation='nearest')
             share = relative_rms(stage)
-            result = f'{share:.0%} off' if share > 1e-4 else 'equal'
+            result = f'{100 * share:.0f} % off' if share > 1e-4 else 'equal'
             color = ATTENDED if share > 1e-4 else 'black'
             axes.set_title(f'stage {number}: {result}', fontsize=10, color=color)
             axes.set(xticks=[], yticks=[])
-    label = 'difference at a position'
     bar = figure.colorbar(colors, ax=grid[:, 1:], location='bottom', aspect=60)
-    bar.set_label(label)
-    bar.set_ticks([1e-3, 1e-2, 1e-1, 1], labels=['0.1%', '1%', '10%', '100%'])
+    bar.set_label('difference of the features at a position')
+    bar.set_ticks([1e-3, 1e-2, 1e-1, 1], labels=['0.1 %', '1 %', '10 %', '100 %'])
     names = {
         'token': TOKEN,
         'padding, masked': MASKED,
@@ -127,7 +126,7 @@ def draw(path: Path, differences: Mapping[tuple[int, int], Sequence[Tensor]]) ->
 
 
 def draw_tokens(axes: Axes, size: tuple[int, int]) -> None:
-    """Draw the windows of the last stage's map, and what of them is padding."""
+    """Draw the windows of the last stage's map and their padding."""
     height, width = (side // 32 for side in size)
     below, right = -height % WINDOW, -width % WINDOW
     padding = ATTENDED if bool(below) != bool(right) else MASKED
@@ -141,7 +140,8 @@ def draw_tokens(axes: Axes, size: tuple[int, int]) -> None:
             axes.add_patch(Rectangle((x, y), WINDOW, WINDOW, fill=False, zorder=3))
     axes.set(xlim=(-0.3, 28), ylim=(21.3, -0.3), aspect='equal', anchor='W')
     axes.set_title(
-        f'{size[0]}x{size[1]}: {SIZES[size]}\n{height}x{width} tokens in stage 4',
+        f'{size[0]}x{size[1]}: {SIZES[size]} padded\n'
+        f'{height}x{width} tokens in stage 4',
         fontsize=10,
         loc='left',
     )
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument('out', type=Path, metavar='OUT.png', help='file to write')
     parser.add_argument(
-        '--seed', type=int, default=0, help='of weights and images (default: 0)'
+        '--seed', type=int, default=0, help='seed of weights and images (default: 0)'
     )
     parser.add_argument('--force', action='store_true', help='replace OUT.png')
     args = parser.parse_args(argv)
@@ -164,9 +164,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         differences = compare(list(SIZES), args.seed)
         with replacing(args.out, force=args.force) as temporary:
             draw(temporary, differences)
+    print('| image | padding | stage 1 | stage 2 | stage 3 | stage 4 |')
+    print('| --- | --- | --: | --: | --: | --: |')
     for (height, width), stages in differences.items():
-        shares = '  '.join(f'{relative_rms(stage):.1e}' for stage in stages)
-        print(f'{height}x{width}, {SIZES[height, width]:22}  {shares}')
+        shares = ' | '.join(f'{100 * relative_rms(stage):.1f} %' for stage in stages)
+        print(f'| {height}x{width} | {SIZES[height, width]} | {shares} |')
     return 0
 
 
