@@ -1,6 +1,6 @@
 """Train a segmentor on your own classes: edit the first part, check the data, train.
 
-    python tools/analysis_tools/check_dataset.py THIS_FILE
+    mmseg-twins check-dataset THIS_FILE
     mmseg-twins train THIS_FILE
 
 `mmseg-twins new my_config.py` writes a copy of this file that works in any folder.

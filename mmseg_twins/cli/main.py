@@ -23,6 +23,7 @@ COMMANDS = {
     'convert': 'convert a Twins checkpoint of another project',
     'weights': 'list and fetch published weights',
     'new': 'write a config for a dataset of your own',
+    'check-dataset': 'find out what is wrong with a dataset',
     'doctor': 'diagnose your installation',
 }
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if not given or given == ['--json']:  # `python -m mmseg_twins`
         given = ['doctor', *given]
-    names = '\n'.join(f'  {name:<8} {what}' for name, what in COMMANDS.items())
+    names = '\n'.join(f'  {name:<13} {what}' for name, what in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog='mmseg-twins',
         description='Twins backbones for mmsegmentation. Without a command, the '
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             compat = importlib.import_module('..compat', __package__)
             compat.activate()
             importlib.import_module('..models.backbones', __package__)
-        module = importlib.import_module(f'.{args.command}', __package__)
+        name = args.command.replace('-', '_')
+        module = importlib.import_module(f'.{name}', __package__)
     except ImportError as error:
         parser.exit(
             2,

@@ -27,7 +27,6 @@ from . import common as cli
 
 TEMPLATE = 'custom/twins_custom.py'
 DEFAULT_VARIANT = 'svt-s'
-CHECK = 'tools/analysis_tools/check_dataset.py'
 INSTALLED = PACKAGE / '.mim' / 'configs'
 DATA_FOLDERS = (
     'images/training',
@@ -327,8 +326,7 @@ def next_steps(path: Path, values: Mapping[str, object]) -> Iterator[str]:
         missing = [name for name in DATA_FOLDERS if not (root / name).is_dir()]
         if missing:
             yield f'put your data into {root}: there is no {", ".join(missing)} yet'
-    check = CHECK if Path(CHECK).is_file() else INSTALLED.parent / CHECK
-    yield f'check the data: python {check} {path}'
+    yield f'check the data: mmseg-twins check-dataset {path}'
     yield f'train: mmseg-twins train {path}'
     yield (
         f'predict with the best checkpoint in {Path("work_dirs", path.stem)}: '

@@ -60,8 +60,7 @@ class CheckLabels(Hook):
                     f'{sample.metainfo.get("reduce_zero_label")}), but model.{name} '
                     f'has {head.num_classes} classes, 0 to {head.num_classes - 1}, '
                     f'and ignores {head.ignore_index}; '
-                    'tools/analysis_tools/check_dataset.py CONFIG checks all of the '
-                    'data'
+                    '`mmseg-twins check-dataset CONFIG` checks all of the data'
                 )
 
 

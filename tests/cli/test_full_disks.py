@@ -14,7 +14,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import check_dataset
 import cv2
 import pytest
 import torch
@@ -23,7 +22,7 @@ from mmengine.config import Config
 from builders import small_demo
 from mmseg_twins.apis.export import DEPLOY_PACKAGES
 from mmseg_twins.apis.loading import build_segmentor
-from mmseg_twins.cli import convert, export, predict, test, weights
+from mmseg_twins.cli import check_dataset, convert, export, predict, test, weights
 
 SIZE = 64 << 10
 NO_ROOM = r'could not be written \([^()]*(No space left on device|File too large).*\)'

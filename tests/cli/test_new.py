@@ -45,7 +45,7 @@ def test_without_options_the_template_is_written(capsys):
     said = capsys.readouterr().out
     assert f'config.py is written; it inherits from {SVT_S}. Next:\n' in said
     assert '- edit the first part: data_root and classes\n' in said
-    assert 'check_dataset.py config.py\n' in said
+    assert '- check the data: mmseg-twins check-dataset config.py\n' in said
     assert '- train: mmseg-twins train config.py\n' in said
     assert 'work_dirs/config: mmseg-twins predict config.py CHECKPOINT ' in said
 

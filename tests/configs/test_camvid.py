@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import camvid
-import check_dataset
 import compare_runs
 import mmseg.models  # noqa: F401, registers mmsegmentation's parts
 import numpy as np
@@ -16,7 +15,7 @@ from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 
 from builders import ROOT, generator
-from mmseg_twins.cli import train
+from mmseg_twins.cli import check_dataset, train
 
 CONFIGS = ROOT / 'configs/camvid'
 NARROW = CONFIGS / 'twins_svt-narrow_fpn_fpnhead_1x4_192x256_10k_camvid.py'

@@ -6,7 +6,6 @@ import copy
 import re
 from pathlib import Path
 
-import check_dataset
 import mmseg.models  # noqa: F401, registers mmsegmentation's parts
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from torch import nn
 from builders import ROOT, WIDTHS, generator, meta_state, shapes_of
 from mmseg_twins.checkpoints.conversion import convert_state_dict
 from mmseg_twins.checkpoints.weights import WEIGHTS, Weights
-from mmseg_twins.cli import predict, test
+from mmseg_twins.cli import check_dataset, predict, test
 from mmseg_twins.cli.new import assignment, fill
 from mmseg_twins.engine import StartFrom
 

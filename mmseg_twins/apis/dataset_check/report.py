@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dataset_check.datasets import Dataset
-from dataset_check.findings import Finding
+from .datasets import Dataset
+from .findings import Finding
 
 # Told apart by readers who do not see red or green, too.
 COLORS = ('#0072b2', '#e69f00', '#56b4e9', '#cc79a7')
@@ -101,37 +101,31 @@ def draw_frequencies(path: Path, datasets: Sequence[Dataset]) -> None:
     datasets = comparable(datasets)
     order = np.argsort(-datasets[0].pixels, kind='stable')
     names = [datasets[0].classes[i] for i in order]
-    figure = Figure((11, 1.5 + ROW * len(names)), dpi=130, layout='constrained')
+    figure = Figure((11, 1.7 + ROW * len(names)), dpi=130, layout='constrained')
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
     figure.suptitle('How often classes occur', fontsize=13, weight='bold', color=INK)
     pixels, images = figure.subplots(1, 2, sharey=True)
-    pixels.set_title('share of the pixels that count', fontsize=11, loc='left')
+    pixels.set_title('share of the labeled pixels', fontsize=11, loc='left')
     images.set_title('images with the class', fontsize=11, loc='left')
     shares = [share(data.pixels)[order] for data in datasets]
-    least = min((value for row in shares for value in row if value), default=1)
-    # Bars on a logarithmic axis begin half a decade or less below the least.
-    begin = 10 ** (np.floor(2 * np.log10(least) - 0.01) / 2)
     thick = 0.8 / len(datasets)
     for index, (data, row) in enumerate(zip(datasets, shares, strict=True)):
         places = np.arange(len(order)) - 0.4 + thick * (index + 0.5)
         style = dict(height=0.92 * thick, color=COLORS[index % len(COLORS)])
-        for axes, values, widths, write in (
-            (pixels, row, np.maximum(row, begin), percent),
-            (images, data.images[order], data.images[order], '{:,}'.format),
+        for axes, values, write in (
+            (pixels, row, percent),
+            (images, data.images[order], '{:,}'.format),
         ):
-            bars = axes.barh(places, widths, label=data.name, **style)
+            bars = axes.barh(places, values, label=data.name, **style)
             labels = [write(value) if value else 'never' for value in values]
             axes.bar_label(bars, labels, padding=3, fontsize=7.5, color=INK)
-    pixels.set_xscale('log')
-    high = pixels.get_xlim()[1]
-    pixels.set_xlim(begin, high * (high / begin) ** 0.12)  # room for the numbers
-    images.set_xlim(0, 1.12 * images.get_xlim()[1])
     for axes in (pixels, images):
+        axes.set_xlim(0, 1.12 * axes.get_xlim()[1])  # room for the numbers
         axes.grid(axis='x', color=FAINT, lw=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(which='both', colors=INK, length=0)
         axes.spines[:].set_visible(False)
     images.xaxis.set_major_locator(MaxNLocator(integer=True))
-    pixels.xaxis.set_minor_formatter(NullFormatter())
     pixels.xaxis.set_major_formatter(lambda x, _: f'{x:g} %')
     pixels.set_yticks(range(len(names)), names, fontsize=10)
     pixels.set_ylim(len(names) - 0.4, -0.6)

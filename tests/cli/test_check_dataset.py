@@ -1,4 +1,4 @@
-"""What ``check_dataset.py`` reports of datasets with something wrong in them."""
+"""What ``check-dataset`` reports of datasets with something wrong in them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-import check_dataset as command
 import numpy as np
 import pytest
-from dataset_check.datasets import SIDEWAYS, Dataset, from_config, read_pairs
-from dataset_check.findings import ranges
 from mmcv.transforms import Compose
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from PIL import Image
+
+from mmseg_twins.apis.dataset_check.datasets import (
+    SIDEWAYS,
+    Dataset,
+    from_config,
+    read_pairs,
+)
+from mmseg_twins.apis.dataset_check.findings import ranges
+from mmseg_twins.cli import check_dataset as command
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ('sky', 'road', 'car')

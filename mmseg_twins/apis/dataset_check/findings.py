@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from mmengine.config import Config
 
-from dataset_check.datasets import IGNORED, LABELS, Dataset, Pair, configured
+from .datasets import IGNORED, LABELS, Dataset, Pair, configured
 
 SHOWN = 3  # files, or classes, that a sentence names
 

@@ -3,5 +3,3 @@
 :mod:`.datasets` finds and reads the files of a config or of two folders,
 :mod:`.findings` draws conclusions, :mod:`.report` shows them.
 """
-
-import mmseg_twins  # noqa: F401, before mmseg, which may not be importable without it
