@@ -28,13 +28,15 @@ last one runs over the rows of all levels at once.
 
 The matrices U and V are constant, so that gradients go through the same products
 backwards, and need nothing from the forward pass but x and K. The CPU version does
-that, image by image, so that a product's result is in the cache when the next one
-reads it.
+that, image by image and in bands: few places of a map reach a place of the result, so
+that the matrices have entries near their diagonals alone. The products of a band skip
+most of the zeros, and are in the cache when the next product reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +46,10 @@ from . import conv3x3
 from .differentiation import differentiable_gradients
 from .interpolation import shifted_interpolation
 from .precision import constant_product, in_autocast_type
+
+# Bytes of the products of a band of rows, and the columns of a band of these.
+BAND = 2**24
+BAND_COLUMNS = 16
 
 
 def portable(
@@ -112,10 +118,14 @@ class _PyramidConv(torch.autograd.Function):
         out = conv3x3.fastest(maps[0], first).permute(0, 2, 3, 1).contiguous()
         _, height, width, o = out.shape
         for x, part in zip(maps[1:], weights, strict=True):
-            rows, columns = axes_of(x, (height, width), align_corners, x.dtype)
+            rows, columns = bands_of(x, (height, width), o, align_corners)
             taps = taps_of(part)
-            for image, result in zip(x.permute(0, 2, 3, 1), out, strict=True):
-                result.view(height, width * o).addmm_(rows, mix(image, taps, columns))
+            for image, result in zip(
+                x.permute(0, 2, 3, 1), out.flatten(2), strict=True
+            ):
+                for band in rows:
+                    mixed = mix(image[band.inputs], taps, columns, width)
+                    result[band.outputs].addmm_(band.matrix, mixed.flatten(1))
         return out.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -138,9 +148,9 @@ class _PyramidConv(torch.autograd.Function):
         )
         dmaps, dweights = [dx], [dweight]
         size = tuple(gradient.shape[2:])
-        gradient = gradient.permute(0, 2, 3, 1).contiguous().flatten(2)
+        gradient = gradient.permute(0, 2, 3, 1).contiguous()
         for x, part in zip(maps[1:], weights, strict=True):
-            axes = axes_of(x, size, ctx.align_corners, x.dtype)
+            axes = bands_of(x, size, len(part), ctx.align_corners)
             dx, dweight = upsampled_backward(gradient, x, part, axes)
             dmaps.append(dx)
             dweights.append(dweight)
@@ -150,32 +160,35 @@ class _PyramidConv(torch.autograd.Function):
 
 
 def upsampled_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, axes: tuple[Tensor, Tensor]
+    gradient: Tensor, x: Tensor, weight: Tensor, axes: tuple[list[Band], list[Band]]
 ) -> tuple[Tensor, Tensor]:
     """Compute the gradients of a map's part of the result for x and weight.
 
     Args:
-        gradient: of the result, (B, H, W * O).
+        gradient: of the result, (B, H, W, O).
         x: the map, (B, C, h, w).
         weight: (O, C, 3, 3).
-        axes: of :func:`axes_of`.
+        axes: of :func:`bands_of`.
 
     Returns:
         Of x's and of weight's shape; the latter in float32 at least.
     """
     (b, c, h, w), o = x.shape, len(weight)
     (rows, columns), taps = axes, taps_of(weight)
-    columns = columns.T.expand(3 * h, -1, -1)
-    dx = x.new_empty(b, h, w, c)
+    dx = x.new_zeros(b, h, w, c)
     # Sums over images are kept in float32 at least.
     dtaps = taps.new_zeros(
         taps.shape, dtype=torch.promote_types(x.dtype, torch.float32)
     )
     for image, part, result in zip(x.permute(0, 2, 3, 1), gradient, dx, strict=True):
-        part = (rows.T @ part).view(3 * h, -1, o)  # (dy, h), W, O
-        part = torch.bmm(columns, part).view(3, h * w, 3 * o)  # dy, (h, w), (dx, O)
-        result.copy_(torch.bmm(part, taps.transpose(1, 2)).sum(0).view(h, w, c))
-        dtaps += torch.bmm(image.reshape(h * w, c).T.expand(3, -1, -1), part)
+        for band in rows:
+            mixed = band.matrix.T @ part[band.outputs].flatten(1)  # (dy, h), (W, O)
+            mixed = unmix(mixed.unflatten(1, (-1, o)), columns, w)
+            mixed = mixed.view(3, -1, 3 * o)  # dy, (h, w), (dx, O)
+            place = result[band.inputs].view(-1, c)
+            place.copy_(torch.bmm(mixed, taps.transpose(1, 2)).sum(0))
+            pixels = image[band.inputs].reshape(-1, c)
+            dtaps += torch.bmm(pixels.T.expand(3, -1, -1), mixed)
     dweight = dtaps.view(3, c, 3, o).permute(3, 1, 0, 2)
     return dx.permute(0, 3, 1, 2), dweight
 
@@ -200,18 +213,97 @@ def axes_of(
     )
 
 
-def mix(image: Tensor, taps: Tensor, columns: Tensor) -> Tensor:
+class Band(NamedTuple):
+    """Places of a map that follow each other along an axis, and what they reach.
+
+    Args:
+        inputs: the places of the map.
+        outputs: the places of the result that get something from them.
+        matrix: what they get; (outputs, (taps, inputs)) for rows, (outputs, (inputs,
+            taps)) for columns.
+    """
+
+    inputs: slice
+    outputs: slice
+    matrix: Tensor
+
+
+def bands_of(
+    x: Tensor, size: tuple[int, int], channels: int, align_corners: bool
+) -> tuple[list[Band], list[Band]]:
+    """Return the matrices of :func:`axes_of`, for rows and for columns, in bands.
+
+    Args:
+        x: the map, (B, C, h, w).
+        size: of the result.
+        channels: of the result.
+        align_corners: as in ``torch.nn.functional.interpolate``.
+    """
+    (h, w), (height, width) = x.shape[2:], size
+    rows = shifted_interpolation(h, height, align_corners, x.dtype, x.device)
+    columns = shifted_interpolation(w, width, align_corners, x.dtype, x.device)
+    bytes_of_a_row = 3 * (3 * w + width) * channels * x.itemsize
+    return (
+        [
+            Band(inputs, outputs, part.permute(1, 0, 2).flatten(1))
+            for inputs, outputs, part in bands(rows, max(1, BAND // bytes_of_a_row))
+        ],
+        [
+            Band(inputs, outputs, part.permute(1, 2, 0).flatten(1))
+            for inputs, outputs, part in bands(columns, BAND_COLUMNS)
+        ],
+    )
+
+
+def bands(matrices: Tensor, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Cut matrices (taps, outputs, inputs) into bands of inputs; see :class:`Band`."""
+    for start in range(0, matrices.shape[2], size):
+        inputs = slice(start, start + size)
+        part = matrices[:, :, inputs]
+        reached = part.any(2).any(0).nonzero()
+        if not len(reached):  # of a map that is larger than the result
+            continue
+        outputs = slice(int(reached[0]), int(reached[-1]) + 1)
+        yield inputs, outputs, part[:, outputs]
+
+
+def mix(image: Tensor, taps: Tensor, columns: Sequence[Band], width: int) -> Tensor:
     """Apply the taps to an image and upsample its columns.
 
     Args:
         image: (h, w, C).
         taps: of :func:`taps_of`.
-        columns: of :func:`axes_of`.
+        columns: of :func:`bands_of`.
+        width: of the result.
 
     Returns:
-        ((dy, h), (W, O)).
+        ((dy, h), W, O).
     """
     h, w, c = image.shape
     x = torch.bmm(image.reshape(1, h * w, c).expand(3, -1, -1), taps)
-    x = x.view(3 * h, 3 * w, -1)  # (dy, h), (w, dx), O
-    return torch.bmm(columns.expand(3 * h, -1, -1), x).flatten(1)
+    x = x.view(3 * h, w, 3, -1)  # (dy, h), w, dx, O
+    out = x.new_zeros(3 * h, width, x.shape[3])
+    for band in columns:
+        matrix = band.matrix.expand(3 * h, -1, -1)
+        out[:, band.outputs].baddbmm_(matrix, x[:, band.inputs].flatten(1, 2))
+    return out
+
+
+def unmix(gradient: Tensor, columns: Sequence[Band], width: int) -> Tensor:
+    """Compute the gradient of :func:`mix` for what the taps made of the image.
+
+    Args:
+        gradient: of its result.
+        columns: as there.
+        width: of the image.
+
+    Returns:
+        ((dy, h), w, (dx, O)).
+    """
+    count, _, o = gradient.shape
+    out = gradient.new_zeros(count, 3 * width, o)
+    for band in columns:
+        place = slice(3 * band.inputs.start, 3 * band.inputs.stop)
+        matrix = band.matrix.T.expand(count, -1, -1)
+        out[:, place] = torch.bmm(matrix, gradient[:, band.outputs])
+    return out.view(count, width, 3 * o)

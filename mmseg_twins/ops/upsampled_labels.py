@@ -1,4 +1,4 @@
-r"""What becomes of upsampled logits, without holding these at full resolution.
+r"""Labels of upsampled logits, without holding the logits at full resolution.
 
 A decode head's logits, at 1/4 of the image's resolution, are upsampled, averaged where
 sliding windows overlap, cut to the image without its padding, mirrored, and resized to
@@ -35,9 +35,10 @@ from torch import Tensor
 
 from .interpolation import source_places
 
-# Bytes of a tile's logits: within the cache of a CPU's core; few kernels elsewhere.
+# Bytes of a tile's logits: within the cache of a CPU's core; elsewhere few kernels,
+# whose matrices are not mostly zeros.
 CPU_BUDGET = 1 << 20
-ACCELERATOR_BUDGET = 256 << 20
+ACCELERATOR_BUDGET = 40 << 20
 # Lists of blocks that are kept for later images of the same size.
 CACHE_SIZE = 64
 

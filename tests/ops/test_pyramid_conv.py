@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from mmseg_twins import ops
+from mmseg_twins.ops import pyramid_conv
 from mmseg_twins.ops.pyramid_conv import on_cpu, portable
 
 # Sides of the first map and of the others: doubling, odd, one pixel, no multiples, a
@@ -49,6 +50,18 @@ def make(sizes):
 @pyramids
 @versions
 def test_it_equals_convolving_the_upsampled_maps(version, sizes, align_corners):
+    assert_equals_plain(version, sizes, align_corners)
+
+
+@corners
+@pyramids
+def test_bands_of_any_size_give_the_same(monkeypatch, sizes, align_corners):
+    monkeypatch.setattr(pyramid_conv, 'BAND', 1)
+    monkeypatch.setattr(pyramid_conv, 'BAND_COLUMNS', 2)
+    assert_equals_plain(on_cpu, sizes, align_corners)
+
+
+def assert_equals_plain(version, sizes, align_corners):
     maps, weight, bias = make(sizes)
     results = []
     for function in (version, plain):

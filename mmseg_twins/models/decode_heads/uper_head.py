@@ -27,15 +27,14 @@ from .loss import CrossEntropyMixin
 class UPerHead(CrossEntropyMixin, MMSegUPerHead):
     """mmsegmentation's ``UPerHead``: same arguments, state dict, logits and loss.
 
-    Checkpoints move freely between both; ``type='UPerHead'`` goes back to the built-in
-    one.
+    Checkpoints work with both; ``type='UPerHead'`` selects mmsegmentation's.
     """
 
     def __init__(self, *args, conv_cfg: dict | None = None, **kwargs) -> None:
         super().__init__(*args, conv_cfg=conv_cfg or CONV_CFG, **kwargs)
 
     def psp_forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Fuse the last map with its poolings; (B, C, h, w) to (B, channels, h, w)."""
+        """Fuse the last map and its poolings: (B, C, h, w) to (B, channels, h, w)."""
         x = inputs[-1]
         pooled = [
             conv(ops.adaptive_avg_pool(x, pool.output_size))
@@ -44,8 +43,11 @@ class UPerHead(CrossEntropyMixin, MMSegUPerHead):
         return self._fuse(self.bottleneck, [x, *pooled])
 
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
-        inputs = self._transform_inputs(inputs)
-        # The last map has no lateral convolution: it came through the pooling.
+        pyramid = self._pyramid(self._transform_inputs(inputs))
+        return self._fuse(self.fpn_bottleneck, pyramid)
+
+    def _pyramid(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        # The last map has no lateral convolution but the pooling.
         top = self.psp_forward(inputs)
         outputs = [top]
         for x, lateral_conv, fpn_conv in zip(
@@ -57,13 +59,13 @@ class UPerHead(CrossEntropyMixin, MMSegUPerHead):
             lateral = lateral_conv(x)
             top = lateral + self._resize(top, lateral.shape[2:])
             outputs.append(fpn_conv(top))
-        return self._fuse(self.fpn_bottleneck, outputs[::-1])
+        return outputs[::-1]
 
     def _fuse(self, module: ConvModule, maps: Sequence[Tensor]) -> Tensor:
-        """Apply a convolution to maps, upsampled to the first and concatenated.
+        """Apply a convolution to the concatenation of maps, upsampled to the first.
 
         Args:
-            module: with normalization and activation where it has them.
+            module: the convolution with its normalization and activation, if any.
             maps: (B, C_i, h_i, w_i) each.
 
         Returns:
