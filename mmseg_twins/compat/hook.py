@@ -69,6 +69,16 @@ def attempt(action, module) -> None:
         log.debug('%s fails', action.__name__, exc_info=True)
 
 
+def quiet_pkg_resources() -> None:
+    """Hide the warnings that mim and mmengine cause whenever they import it.
+
+    They need it, and the package requires a setuptools that has it.
+    """
+    import warnings
+
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
+
+
 class Finder:
     """A finder for ``sys.meta_path`` that acts once modules have been imported."""
 
@@ -80,6 +90,8 @@ class Finder:
 
     def find_spec(self, name: str, path=None, target=None):
         """Find a module that is waited for, as the other finders do."""
+        if name == 'pkg_resources' and sys.modules.keys() & {'mim', 'mmengine'}:
+            quiet_pkg_resources()
         action = self.actions.pop(name, None)  # this finder is one of them
         if action is None:
             return None

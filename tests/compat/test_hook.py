@@ -120,6 +120,20 @@ def test_an_unknown_patch_is_named_when_mmsegmentation_is_imported(run):
     assert "there is no patch 'opss'; choose from" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ('importer', 'warnings'), [('mim', 0), ('mmengine', 0), ('other', 1)]
+)
+def test_pkg_resources_is_deprecated_for_others(run, site, importer, warnings):
+    said = 'pkg_resources is deprecated as an API'
+    (site / 'pkg_resources.py').write_text(f'import warnings; warnings.warn("{said}")')
+    (site / f'{importer}.py').write_text('import pkg_resources')
+
+    result = run(f'import {importer}')
+
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count(f'UserWarning: {said}') == warnings
+
+
 def test_an_interpreter_loads_nothing_else_when_it_starts(site):
     code = f'import os, sys; before = set(sys.modules)\n{START}'
     result = subprocess.run(
