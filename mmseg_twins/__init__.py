@@ -1,8 +1,8 @@
 """Twins backbones (PCPVT, SVT; arXiv 2104.13840) for mmsegmentation 1.x.
 
 Importing the package, as ``custom_imports = dict(imports=['mmseg_twins'])`` does in
-a config, lets mmsegmentation run on current PyTorch (:mod:`mmseg_twins.compat`) and
-registers the backbones. The command ``mmseg-twins`` has the tools;
+a config, makes mmsegmentation run on current PyTorch (:mod:`mmseg_twins.compat`) and
+registers the backbones. The command ``mmseg-twins`` runs the tools;
 ``mmseg-twins doctor`` diagnoses an installation.
 """
 
@@ -18,7 +18,7 @@ from .version import __version__
 
 def is_command() -> bool:
     """Return whether this process runs ``mmseg-twins`` or ``python -m mmseg_twins``."""
-    # Until Python has found the module that it is to run, the first argument is `-m`.
+    # Until Python has found the module to run, the first argument is `-m`.
     by_module = sys.argv[:1] == ['-m']
     if by_module:
         return sys.orig_argv[-len(sys.argv)] == __name__
@@ -35,11 +35,11 @@ def is_program() -> bool:
 
 
 if is_program():
-    end_at_interrupt()  # from before the imports that take seconds
-    # mmengine's and mim's import of it; others are told as always.
+    end_at_interrupt()  # before the imports, which take seconds
+    # From imports in mmengine and mim; libraries keep the warning.
     warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
 
-# The command imports the rest by itself: it diagnoses installations where that fails.
+# The command imports the rest itself: it diagnoses installations where that fails.
 if not is_command():
     from . import compat
 

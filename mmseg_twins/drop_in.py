@@ -1,12 +1,12 @@
-"""Replace mmsegmentation's built-in ``PCPVT`` and ``SVT`` by this package's.
+"""Replace mmsegmentation's built-in ``PCPVT`` and ``SVT`` with this package's.
 
 To keep existing configs unchanged::
 
     mim train mmsegmentation CONFIG --cfg-options \
         custom_imports.imports="['mmseg_twins.drop_in']"
 
-or ``custom_imports = dict(imports=['mmseg_twins.drop_in'])`` in a config. A
-``norm_cfg`` without ``eps`` means the official values here; add ``eps=1e-5`` for the
+or ``custom_imports = dict(imports=['mmseg_twins.drop_in'])`` in a config. Without
+``eps`` in ``norm_cfg``, the official values are used; set ``eps=1e-5`` for the
 built-in's.
 """
 

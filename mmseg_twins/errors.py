@@ -1,6 +1,6 @@
-"""What the package raises by itself; each message is one sentence.
+"""The package's exceptions; the message of each is one sentence.
 
-The commands show these without a traceback.
+The commands print it without a traceback.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from pickle import UnpicklingError
 
 
 class SettingError(ValueError):
-    """A setting that cannot work: what was given, what is allowed, what mends it."""
+    """A setting cannot work: the message has its value, what is allowed, and a fix."""
 
 
 class CheckpointError(ValueError, UnpicklingError):
-    """A checkpoint that cannot be read, converted or loaded."""
+    """A checkpoint cannot be read, converted or loaded."""
 
 
 class TrainingError(RuntimeError):
-    """A training that cannot go on: what happened, and what there is to go on from."""
+    """A training cannot continue: the message says why, and how to resume it."""
 
 
 class DataError(RuntimeError):
-    """An image or a mask that cannot be read."""
+    """An image or a mask cannot be read."""
 
 
 class WritingError(OSError):
-    """A file for which the disk has no room: which, and what is kept."""
+    """The disk is full: the message names the file and what is kept."""

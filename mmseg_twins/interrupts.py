@@ -1,9 +1,9 @@
-"""Ctrl-C in the package's programs: one line and the status 130, no traceback.
+"""Ctrl-C in the package's programs: one line and exit status 130, no traceback.
 
 Python raises ``KeyboardInterrupt``, which is right while there is something to clean
-up. During imports, and in Python code that native code calls, it is lost, or ends in a
-traceback or an abort; there, the process ends at once. This module itself imports
-little.
+up. During imports, and in Python code that native code calls, the exception is lost or
+ends in a traceback or an abort; there, the process ends at once. This module imports
+little itself.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from types import FrameType
 
 #: Exit status after Ctrl-C, as in a shell.
 STATUS = 130
-# Launchers pass signals on to processes that have them already: within these seconds,
-# several are one.
+# Launchers forward signals to processes that have already received them: signals within
+# this time, in seconds, count as one.
 GRACE = 3.0
 
 Handler = Callable[[int, FrameType | None], object]
@@ -31,8 +31,7 @@ _last_raised = -GRACE
 def end_at_interrupt() -> None:
     """Let Ctrl-C end this process at once, unless it is ignored or handled already.
 
-    For programs, while they import. Processes that a program starts are left as they
-    are.
+    Programs call this before their imports. It does nothing in child processes.
     """
     is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     processes = sys.modules.get('multiprocessing.process')
@@ -53,7 +52,7 @@ def run(main: Callable[[], int]) -> int:
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """Let Ctrl-C raise ``KeyboardInterrupt`` again; what is in here cleans up."""
+    """Let Ctrl-C raise ``KeyboardInterrupt`` again, for code that cleans up."""
     with handled_by(raise_once, instead_of=(end,)):
         yield
 
@@ -63,7 +62,7 @@ def ending(*unfinished: Path) -> Iterator[None]:
     """Let Ctrl-C end the process at once, for native code that calls Python code.
 
     Args:
-        unfinished: files to remove before.
+        unfinished: files to remove before that.
     """
 
     def remove_and_end(number: int, frame: FrameType | None) -> None:
@@ -79,7 +78,7 @@ def ending(*unfinished: Path) -> Iterator[None]:
 
 @contextmanager
 def handled_by(handler: Handler, *, instead_of: tuple[Handler, ...]) -> Iterator[None]:
-    """Handle Ctrl-C by a function, if one of some others handles it."""
+    """Handle Ctrl-C by a function if one of the given ones handles it now."""
     earlier = signal.getsignal(signal.SIGINT)
     if earlier not in instead_of or not is_main_thread():
         yield
@@ -92,7 +91,7 @@ def handled_by(handler: Handler, *, instead_of: tuple[Handler, ...]) -> Iterator
 
 
 def raise_once(number: int, frame: FrameType | None) -> None:
-    """Raise ``KeyboardInterrupt``, which what follows at once does not disturb."""
+    """Raise ``KeyboardInterrupt``, once for signals in quick succession."""
     global _last_raised
     now = time.monotonic()
     if now - _last_raised > GRACE:
@@ -102,7 +101,7 @@ def raise_once(number: int, frame: FrameType | None) -> None:
 
 def end(number: int, frame: FrameType | None) -> None:
     """End the process, with one line on stderr."""
-    with suppress(Exception):  # it may be in use, below this function
+    with suppress(Exception):  # the signal may have interrupted a write to it
         sys.stdout.flush()
     os.write(2, f'{program()}: interrupted\n'.encode())
     os._exit(STATUS)
@@ -115,5 +114,5 @@ def program() -> str:
 
 
 def is_main_thread() -> bool:
-    """Return whether this is the thread that may change how signals are handled."""
+    """Return whether this is the main thread, which alone may set signal handlers."""
     return threading.current_thread() is threading.main_thread()

@@ -1,8 +1,8 @@
 """Registries with scope ``mmseg_twins``, children of mmengine's.
 
-A config names what is registered here with the scope in front, such as
+Configs refer to these modules with the scope in front, such as
 ``dict(type='mmseg_twins.SVT', arch='small')``; mmengine then imports this module
-by itself.
+automatically.
 """
 
 from __future__ import annotations

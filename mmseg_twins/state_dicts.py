@@ -1,4 +1,4 @@
-"""The comparison of a checkpoint's state dict with a model's."""
+"""Compare the state dict of a checkpoint with that of a model."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Size, Tensor
 from .errors import CheckpointError
 
 DATA_PARALLEL = re.compile(r'^(module\.)+')
-# Predictions do not need it: a checkpoint may lack it, and so may the model.
+# Prediction does not need these modules: checkpoint and model may differ in them.
 TRAINING_ONLY = ('auxiliary_head',)
-NAMED = 3  # tensors that a sentence names
+NAMED = 3  # number of tensors that a message names
 
 
 @dataclass(frozen=True)
 class Differences:
-    """In what a checkpoint differs from a model; false where it does not.
+    """The differences between a checkpoint and a model; false if there are none.
 
     Attributes:
-        missing: names that the checkpoint lacks.
-        unexpected: names that the model lacks.
+        missing: names that only the model has.
+        unexpected: names that only the checkpoint has.
         mismatched: for each name with unequal shapes, the checkpoint's and the model's.
-        nothing_fits: whether no name at all is shared.
+        nothing_fits: whether checkpoint and model share no name at all.
     """
 
     missing: tuple[str, ...]
@@ -40,19 +40,20 @@ class Differences:
         if self.nothing_fits:
             first = self.unexpected[0] if self.unexpected else 'none'
             return (
-                f'none of its tensors (the first: {first!r}) has the name of one of '
-                f'the model (the first: {self.missing[0]!r}); '
+                f'none of its tensors (the first: {first!r}) has the name of a tensor '
+                f'of the model (the first: {self.missing[0]!r}); '
                 '`mmseg-twins convert` converts checkpoints of other projects, and a '
                 'bare backbone belongs in init_cfg of the backbone, or in the hook '
                 'mmseg_twins.StartFrom'
             )
-        # The layers that depend on the number of classes explain the most.
+        # First the layers whose shapes depend on the number of classes.
         shapes = sorted(
             self.mismatched.items(), key=lambda item: 'conv_seg' not in item[0]
         )
         hint = ': another number of classes' if 'conv_seg' in str(shapes[:1]) else ''
         reshaped = [
-            f'{name} is {shape_of(found)} there and {shape_of(wanted)} in the model'
+            f'{name} is {shape_of(found)} in the checkpoint and {shape_of(wanted)} in '
+            'the model'
             for name, (found, wanted) in shapes
         ]
         kinds = (
@@ -79,7 +80,7 @@ def compare(
     Args:
         wanted: the model's.
         found: the checkpoint's.
-        ignored: modules or tensors that may differ.
+        ignored: names of modules or tensors that may differ.
     """
     wanted = without(wanted, ignored)
     found = without(found, ignored)
@@ -105,17 +106,17 @@ def without(state: Mapping[str, Tensor], modules: Collection[str]) -> dict[str, 
 
 
 def strip_data_parallel(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict without the ``module.`` that DataParallel puts in front.
+    """Return a state dict without DataParallel's prefix ``module.``.
 
     Raises:
-        CheckpointError: two tensors have the same name then.
+        CheckpointError: two tensors have the same name without it.
     """
     stripped: dict[str, Tensor] = {}
     for name, value in state.items():
         short = DATA_PARALLEL.sub('', name)
         if short in stripped:
             raise CheckpointError(
-                f"{short!r} is there twice, with and without 'module.' in front"
+                f"there are two tensors {short!r}, one with the prefix 'module.'"
             )
         stripped[short] = value
     return stripped
@@ -127,6 +128,6 @@ def shape_of(shape: Size) -> str:
 
 
 def some(names: Collection[str]) -> str:
-    """Return the first of some names, for a message."""
+    """Return the first few of some names, for a message."""
     more = ', ...' if len(names) > NAMED else ''
     return ', '.join(list(names)[:NAMED]) + more

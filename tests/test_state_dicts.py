@@ -28,12 +28,13 @@ def test_equal_names_and_shapes_are_no_difference():
         ({**MODEL, **state(c_weight=(1,))}, '1 tensor is unexpected (c.weight)'),
         (
             state(a_weight=(5, 3), b_weight=(4,)),
-            '1 tensor is of another shape (a.weight is 5x3 there and 2x3 in the model)',
+            '1 tensor is of another shape (a.weight is 5x3 in the checkpoint and 2x3 '
+            'in the model)',
         ),
         (
             state(x=(1,)),
-            "none of its tensors (the first: 'x') has the name of one of the model "
-            "(the first: 'a.weight')",
+            "none of its tensors (the first: 'x') has the name of a tensor of the "
+            "model (the first: 'a.weight')",
         ),
         ({}, 'none of its tensors'),
     ],

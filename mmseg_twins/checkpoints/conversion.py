@@ -49,7 +49,7 @@ def convert_checkpoint(
             ``state_dict`` and ``meta`` (see :func:`describe`). It is written
             atomically.
         to: ``'mmseg'``, or ``'official'`` for the names that timm reads too.
-        variant: the variant that it must be, such as ``'svt-s'``; None for any.
+        variant: the expected variant, such as ``'svt-s'``; None for any.
         use_ema: whether to take the averaged weights of ``model_ema``.
         backbone_only: whether to drop a segmentor's heads.
         force: whether to replace ``target`` if it exists.
@@ -59,8 +59,8 @@ def convert_checkpoint(
         What was found and done; ``print`` shows it as a table.
 
     Raises:
-        CheckpointError: the source is no Twins checkpoint that can be verified, or is
-            the target itself.
+        CheckpointError: the source is not a Twins checkpoint, cannot be verified, or
+            is the target itself.
         OSError: the source cannot be read, or the target cannot be written.
         ValueError: an argument has a value that is not allowed.
 
@@ -72,7 +72,7 @@ def convert_checkpoint(
     check_writable(target, force=force, suffixes=SUFFIXES)
     if path.exists() and target.exists() and path.samefile(target):
         raise CheckpointError(
-            f'{target} is the checkpoint that is read; give another file to write'
+            f'{target} is the source itself; give another file to write'
         )
     read = read_source(path, use_ema=use_ema)
     try:
@@ -100,26 +100,26 @@ def convert_state_dict(
 ) -> tuple[dict[str, Tensor], Report]:
     """Convert a Twins state dict, and verify the result.
 
-    What it is follows from names and shapes: an official (or timm) classifier, an
-    official or SSSegmentation segmentor, or a backbone or segmentor of mmsegmentation.
-    A backbone or classifier becomes a bare backbone, a segmentor a whole segmentor.
+    Its layout and variant are detected from names and shapes: an official (or timm)
+    classifier, an official or SSSegmentation segmentor, or a backbone or segmentor of
+    mmsegmentation. A backbone or classifier becomes a bare backbone, a segmentor a
+    whole segmentor.
 
-    Values are never cast. Tensors that are not merged or split share memory with
-    those given. On the meta device there are no values, and only names and shapes are
-    verified.
+    Values are never cast. Tensors that are neither merged nor split share memory with
+    the input. Of tensors on the meta device, only names and shapes are verified.
 
     Args:
-        state_dict: tensors by name; ``module.`` in front is removed.
+        state_dict: tensors by name; a prefix ``module.`` is removed.
         to: ``'mmseg'``, or ``'official'`` for the names that timm reads too.
-        variant: the variant that it must be, such as ``'svt-s'``; None for any.
+        variant: the expected variant, such as ``'svt-s'``; None for any.
         backbone_only: whether to drop a segmentor's heads.
 
     Returns:
         The converted state dict, and what was found and done.
 
     Raises:
-        CheckpointError: it is no Twins, not the ``variant``, has a tensor too
-            many, too few, of a wrong shape or not finite, or the outputs of its model
+        CheckpointError: it is not a Twins model or not of the ``variant``, a tensor is
+            missing, unexpected, mismatched or not finite, or the outputs of its model
             are not finite.
         ValueError: ``to`` or ``variant`` has a value that is not allowed.
 
@@ -178,7 +178,7 @@ def to_official(state: Mapping[str, Tensor], variant: str) -> dict[str, Tensor]:
 
 
 def count_changes(before: Collection[str], after: Collection[str]) -> dict[str, int]:
-    """Count what happened to tensors, of which two are merged or one is split in two.
+    """Count unchanged, renamed, merged and split tensors; merges are of two tensors.
 
     Args:
         before: the source's names.
@@ -192,7 +192,7 @@ def count_changes(before: Collection[str], after: Collection[str]) -> dict[str, 
 
 
 def describe(report: Report, source: Source) -> dict:
-    """Return what a written file says about itself, in plain Python values.
+    """Return the ``meta`` of a written file, in plain Python values.
 
     Args:
         report: what was found and done.

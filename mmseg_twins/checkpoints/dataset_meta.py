@@ -1,4 +1,4 @@
-"""Names and colors of a segmentor's classes, wherever they are written."""
+"""Names and colors of a segmentor's classes, from its checkpoint or its config."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def find_dataset_meta(cfg: Config, meta: Mapping, num_classes: int) -> dict:
         num_classes: number of labels that the model can predict.
 
     Returns:
-        ``classes``, a tuple of names, and ``palette``, an RGB triple for each. Without
-        a palette, the colors are random, and the same each time.
+        ``classes``, a tuple of names, and ``palette``, an RGB triple for each. If there
+        is no palette, distinct colors are chosen, the same ones each time.
 
     Raises:
-        ValueError: neither has the classes, or there are more labels than names.
+        ValueError: neither has the classes, or there are fewer names than labels.
     """
     stored, origin = stored_meta(meta), 'the checkpoint'
     if not stored.get('classes'):
@@ -37,7 +37,7 @@ def find_dataset_meta(cfg: Config, meta: Mapping, num_classes: int) -> dict:
         )
     if len(classes) < num_classes:
         raise ValueError(
-            f'{origin} names {len(classes)} classes, and the model predicts '
+            f'{origin} names {len(classes)} classes, but the model predicts '
             f'{num_classes}'
         )
     palette = complete_palette(stored.get('palette'), len(classes))
@@ -47,14 +47,14 @@ def find_dataset_meta(cfg: Config, meta: Mapping, num_classes: int) -> dict:
 def complete_palette(
     palette: Sequence[Sequence[int]] | None, count: int
 ) -> list[tuple[int, ...]]:
-    """Return a palette, or distinct colors if it has not one for each class."""
+    """Return a palette, or distinct colors if it does not have one for each class."""
     if palette is None or len(palette) != count:
         return distinct_colors(count)
     return [tuple(int(value) for value in color) for color in palette]
 
 
 def distinct_colors(count: int) -> list[tuple[int, ...]]:
-    """Return RGB colors, each as far as possible from those before it."""
+    """Return RGB colors, each far from all those before it."""
     candidates = np.random.default_rng(0).integers(32, 256, size=(4 * count + 200, 3))
     distances = np.full(len(candidates), np.inf)
     colors = []
@@ -66,7 +66,7 @@ def distinct_colors(count: int) -> list[tuple[int, ...]]:
 
 
 def innermost_dataset(cfg: Config, loader: str) -> Mapping:
-    """Return a loader's dataset, without those that repeat or cut another."""
+    """Return the config of a loader's dataset, without wrappers around it."""
     dataset = (cfg.get(loader) or {}).get('dataset') or {}
     while 'dataset' in dataset:
         dataset = dataset['dataset']
@@ -78,7 +78,7 @@ def configured_meta(cfg: Config) -> dict:
     dataset = innermost_dataset(cfg, 'test_dataloader')
     if 'type' not in dataset:
         return {}
-    # The class alone knows its names; building it would look for its files.
+    # The dataset is not built, because that would look for its files.
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmseg'):
         known = getattr(DATASETS.get(dataset['type']), 'METAINFO', {})
     return {**known, **(dataset.get('metainfo') or {})}
@@ -87,7 +87,7 @@ def configured_meta(cfg: Config) -> dict:
 def stored_meta(meta: Mapping) -> dict:
     """Return the ``classes`` and the ``palette`` of mmengine's or mmcv 1.x's ``meta``.
 
-    Anything but a list of names, or of RGB triples, is left out.
+    A value of another type is left out.
     """
     modern = meta.get('dataset_meta')
     found = modern if isinstance(modern, Mapping) else {}
@@ -104,7 +104,7 @@ def stored_meta(meta: Mapping) -> dict:
 
 
 def is_list_of(value: object, kind: type) -> bool:
-    """Return whether a value is a list or tuple of one kind of plain values."""
+    """Return whether a value is a list or tuple whose items are of one type."""
     return isinstance(value, (list, tuple)) and all(
         type(item) is kind for item in value
     )

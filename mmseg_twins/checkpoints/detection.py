@@ -1,7 +1,7 @@
-"""What a state dict is: its project's layout, its variant and its heads.
+"""Detect the layout, variant and heads of a state dict.
 
-These follow from names and shapes alone, and by majority, so that a checkpoint with a
-tensor too many or too few is still recognized, and can be described as such.
+Names and shapes decide, by majority, so that a checkpoint with a missing or unexpected
+tensor is still recognized, and the error can name that tensor.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Detected:
-    """What a state dict is.
+    """The result of :func:`detect`.
 
     Attributes:
-        layout: its project's layout.
+        layout: names of tensors, as a project writes them.
         variant: such as ``'svt-s'``.
         title: such as ``'official classifier'``.
-        heads: of a segmentor; None for a backbone.
-        model: the model that it is for, on the meta device.
-        renaming: from its names to mmsegmentation's.
-        prefix: what precedes mmsegmentation's names in the model's, to be removed.
-        kept: its tensors that have a place in the model.
-        dropped: the names of the others.
+        heads: a segmentor's; None for a backbone.
+        model: a model that the tensors fit, on the meta device.
+        renaming: from the state dict's names to mmsegmentation's.
+        prefix: of the renamed tensors, to be removed.
+        kept: the tensors that the model has.
+        dropped: names of the other tensors.
     """
 
     layout: Layout
@@ -54,16 +54,16 @@ class Detected:
 def detect(
     state: Mapping[str, Tensor], *, variant: str | None, backbone_only: bool
 ) -> Detected:
-    """Detect what a state dict is, and check that it is that completely.
+    """Detect what a state dict is, and check that it is complete.
 
     Args:
         state: tensors by name, without ``module.``.
-        variant: the variant that it must be; None for any.
+        variant: the expected variant; None for any.
         backbone_only: whether to drop a segmentor's heads.
 
     Raises:
-        CheckpointError: it is no Twins, of another variant, or has a tensor too many,
-            too few, or of another shape or type than the model.
+        CheckpointError: it is not a Twins model or of another variant, or a tensor is
+            missing, unexpected, or of another shape or type than the model's.
     """
     layout, family = detect_layout(state)
     found = detect_variant(state, layout, family)
@@ -74,7 +74,7 @@ def detect(
         kind = 'classifier'
     title = f'{layout.project} {kind}'
     if variant not in (None, found):
-        raise CheckpointError(f'this is {found} ({title}), not {variant}')
+        raise CheckpointError(f'the checkpoint is {found} ({title}), not {variant}')
     renaming = Renaming((*layout.backbone, *layout.heads), family)
     heads = None
     if layout.heads and not backbone_only:
@@ -90,7 +90,7 @@ def detect(
     )
     if differences:
         raise CheckpointError(
-            f'this is closest to the {title} of {found}, but {differences}'
+            f'the checkpoint is closest to the {title} of {found}, but {differences}'
         )
     check_types(kept, wanted)
     return Detected(
@@ -102,7 +102,7 @@ def detect_layout(names: Iterable[str]) -> tuple[Layout, str]:
     """Return the layout and family whose backbone has most of the names.
 
     Raises:
-        CheckpointError: there is none that has most of them.
+        CheckpointError: no backbone has most of them.
     """
     names = list(names)
     matches = {}
@@ -114,8 +114,8 @@ def detect_layout(names: Iterable[str]) -> tuple[Layout, str]:
     if 2 * matched <= sum(name.startswith(layout.prefix) for name in names):
         examples = ', '.join(map(repr, names[:3])) or 'nothing'
         raise CheckpointError(
-            f'this is no Twins checkpoint: {matched} of its {len(names)} tensors have '
-            f'names of a Twins backbone (it begins with {examples})'
+            f'this is not a Twins checkpoint: {matched} of its {len(names)} tensors '
+            f'have names of a Twins backbone (the first tensors: {examples})'
         )
     return layout, family
 
@@ -164,22 +164,22 @@ def split_state(
 def allowed_missing(
     layout: Layout, family: str, wanted: Iterable[str], found: Mapping[str, Tensor]
 ) -> list[str]:
-    """Return the names that may be missing together, unless one of them is found."""
+    """Return the names that may all be missing; none if one of them is there."""
     patterns = [compile_template(name, family) for name in layout.may_be_missing]
     names = [name for name in wanted if any(p.fullmatch(name) for p in patterns)]
     return [] if any(name in found for name in names) else names
 
 
 def check_types(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Check that weights are dense floating-point numbers, and counters whole ones.
+    """Check that weights are dense floating-point tensors, and counters integers.
 
     Raises:
-        CheckpointError: one is not; the message names it.
+        CheckpointError: a tensor is not; the message names it.
     """
     for name, tensor in found.items():
         allowed = FLOATS if wanted[name].is_floating_point() else (torch.int64,)
         if tensor.layout != torch.strided or tensor.dtype not in allowed:
             raise CheckpointError(
-                f'{name!r} is a tensor of {tensor.dtype} ({tensor.layout}), expected a '
-                f'dense one of {" or ".join(map(str, allowed))}'
+                f'{name!r} has dtype {tensor.dtype} and layout {tensor.layout}; '
+                f'expected a dense tensor of {" or ".join(map(str, allowed))}'
             )

@@ -1,4 +1,4 @@
-"""The one downloader: from http(s) URLs, and from the Hugging Face hub."""
+"""Download files from http(s) URLs and from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .writing import replacing
 
 TIMEOUT = 10  # seconds without an answer
 ATTEMPTS = 2  # for connections that break off
-# The end of published names: `-`, the beginning of the digest, the suffix. Eight digits
-# that are a date are none.
+# The end of published names: `-`, the beginning of the digest, the suffix. A date of
+# eight digits is not a digest.
 HASH = re.compile(r'-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.[a-z]+$')
 DIGEST = re.compile(r'[0-9a-f]{64}')
 
@@ -36,7 +36,7 @@ class BrokenOffError(CheckpointError):
 
 
 def is_url(source: str) -> bool:
-    """Return whether a source is a URL and no path."""
+    """Return whether a source is a URL rather than a path."""
     return '://' in source
 
 
@@ -52,8 +52,8 @@ def fetch(url: str, folder: Path | None = None, *, progress: bool = True) -> Pat
         progress: whether to show the progress on stderr.
 
     Raises:
-        CheckpointError: the file cannot be downloaded, or the download is incomplete,
-            has another hash or is no checkpoint. Nothing is kept then.
+        CheckpointError: the file cannot be downloaded, is incomplete, has another hash
+            or is not a checkpoint; it is not kept.
     """
     name = file_name(url)
     match = HASH.search(name)
@@ -71,19 +71,19 @@ def fetch(url: str, folder: Path | None = None, *, progress: bool = True) -> Pat
 def fetch_from_hub(repository: str, name: str, digest: str = '') -> Path:
     """Download a file from the Hugging Face hub to the hub's cache; return its path.
 
-    ``huggingface_hub`` does it, so that its variables such as ``HF_ENDPOINT``,
-    ``HF_HOME``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` hold. An earlier download is used
-    where the hub cannot be reached.
+    ``huggingface_hub`` is used, with its variables such as ``HF_ENDPOINT``,
+    ``HF_HOME``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN``. An earlier download is used if the
+    hub cannot be reached.
 
     Args:
         repository: ``OWNER/NAME``.
         name: of the file.
-        digest: its SHA-256 digest; if empty, the one that the hub names is compared.
+        digest: its SHA-256 digest; if empty, the one that the hub states is compared.
 
     Raises:
         CheckpointError: the file cannot be downloaded, or has another hash.
     """
-    # These take half a second.
+    # These imports take half a second.
     import huggingface_hub as hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -102,7 +102,7 @@ def fetch_from_hub(repository: str, name: str, digest: str = '') -> Path:
                 found = hub.hf_hub_download(repository, name, local_files_only=True)
             except LocalEntryNotFoundError:
                 raise error from None
-    # Which errors there are depends on the version, and on the library below it.
+    # The exceptions depend on the hub's version and on its HTTP library.
     except Exception as error:
         response = getattr(error, 'response', None)
         reason = one_line(error)
@@ -112,16 +112,18 @@ def fetch_from_hub(repository: str, name: str, digest: str = '') -> Path:
     path = Path(found)
     if not sha256(path).startswith(digest):
         path.resolve().unlink()
-        raise CheckpointError(f'{shown} has another hash than expected and is not kept')
+        raise CheckpointError(
+            f'{shown} does not have the expected hash; the download is not kept'
+        )
     return path
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make a folder if need be, and let one process at a time use it.
+    """Create a folder if need be, and let one process at a time use it.
 
     Raises:
-        CheckpointError: the folder cannot be made or written to.
+        CheckpointError: the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +146,7 @@ def file_name(url: str) -> str:
     """Return the name of the file that a URL ends in.
 
     Raises:
-        CheckpointError: the URL cannot be downloaded.
+        CheckpointError: it is not an http(s) URL of a file.
     """
     try:
         parts = urlsplit(url)
@@ -173,7 +175,7 @@ def download(url: str, path: Path, prefix: str, *, progress: bool) -> None:
 
 def reason_of(error: Exception) -> object:
     """Return why a download failed."""
-    # An HTTPError's reason lacks the status.
+    # The `reason` of an HTTPError does not include the status.
     known = '' if isinstance(error, HTTPError) else getattr(error, 'reason', '')
     return known or error
 
@@ -195,8 +197,8 @@ def download_once(url: str, path: Path, prefix: str, *, progress: bool) -> None:
         digest = sha256(temporary)
         if not digest.startswith(prefix):
             raise CheckpointError(
-                f'{url} gives another file than its name says: its sha256 begins '
-                f'with {digest[: len(prefix)]}, expected {prefix}; it was not kept'
+                f'{url} does not have the hash in its name: the SHA-256 begins with '
+                f'{digest[: len(prefix)]}, expected {prefix}; the download is not kept'
             )
         file_format(temporary, f'the download from {url}')
 
@@ -218,4 +220,4 @@ def receive(response: HTTPResponse, path: Path, name: str, progress: bool) -> No
         shutil.copyfileobj(body, file, 1 << 20)
     received = path.stat().st_size
     if size is not None and received != size:
-        raise BrokenOffError(f'it broke off after {received} of {size} bytes')
+        raise BrokenOffError(f'it ended after {received} of {size} bytes')

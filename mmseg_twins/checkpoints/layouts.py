@@ -1,10 +1,10 @@
 """The layouts of Twins checkpoints, and the tables that convert their names.
 
-There is one table per pair of layouts. Read from left to right it converts to
-mmsegmentation 1.x, from right to left it converts back. :mod:`.patterns` explains the
-slots in braces and applies the tables.
+There is one table per pair of layouts. From left to right it converts to mmsegmentation
+1.x, from right to left it converts back. :mod:`.patterns` explains the slots in braces
+and applies the tables.
 
-Facts: Meituan-AutoML/Twins ``gvt.py`` (timm's names are the same), SSSegmentation
+Sources: Meituan-AutoML/Twins ``gvt.py`` (timm's names are the same), SSSegmentation
 ``modules/models/segmentors/upernet`` and ``modules/backbones/twins.py``,
 mmsegmentation 1.2.2 ``models/backbones/twins.py``, ``decode_heads/uper_head.py``.
 """
@@ -65,7 +65,7 @@ MMSEG_HEADS = (
 
 MMSEG_BACKBONE = tuple(rename(rule.target, rule.target) for rule in OFFICIAL_BACKBONE)
 
-# What the official models have beside the backbone: an ImageNet classifier and the norm
+# Besides the backbone, the official models have an ImageNet classifier and a norm
 # before it. mmsegmentation's own converter leaves that norm in its files.
 CLASSIFIER = ('head.{rest}', 'norm.{p}')
 # Only segmentation adds norms after SVT's stages: no classifier has them.
@@ -73,7 +73,7 @@ STAGE_NORMS = ('norm_list.{i}.{p}',)
 
 
 def in_segmentor(rules: tuple[Rule, ...], source: str) -> tuple[Rule, ...]:
-    """Return a backbone's rules with the prefixes of whole segmentors."""
+    """Return a backbone's rules with the prefixes that its names have in segmentors."""
     return tuple(
         Rule(
             tuple(source + name for name in rule.sources),
@@ -93,9 +93,9 @@ class Layout:
         backbone: rules for the backbone, by which the layout is detected.
         prefix: what precedes the backbone's names; empty for a bare backbone.
         heads: rules for everything else in a segmentor.
-        may_drop: templates of names that have no place in the target.
-        may_be_missing: templates of names that the source may lack, but only all of
-            them together.
+        may_drop: templates of names that are dropped.
+        may_be_missing: templates of names that may be missing, but only all of them
+            together.
     """
 
     project: str
@@ -107,7 +107,7 @@ class Layout:
 
     @property
     def is_segmentor(self) -> bool:
-        """Return whether there is more than a backbone."""
+        """Return whether the layout has heads."""
         return bool(self.heads)
 
 

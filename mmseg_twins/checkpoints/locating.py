@@ -1,6 +1,6 @@
 """Find a checkpoint: a path, a URL, or the name of published weights.
 
-What a name stands for is fetched, converted to mmsegmentation's layout and verified
+Published weights are downloaded, converted to mmsegmentation's layout and verified
 once, and kept as ``$TORCH_HOME/hub/checkpoints/mmseg_twins/NAME.safetensors``. On
 machines without internet, put the published file, or the one that ``mmseg-twins weights
 NAME --to FOLDER`` writes elsewhere, into the folder ``$MMSEG_TWINS_WEIGHTS`` or
@@ -33,18 +33,17 @@ FOLDER_VARIABLE = 'MMSEG_TWINS_WEIGHTS'
 def locate(
     source: str | Path, folder: Path | None = None, *, progress: bool = True
 ) -> Path:
-    """Return the path of a checkpoint, after a download where one is needed.
+    """Return the path of a checkpoint, and download it if need be.
 
     Args:
         source: a path, an http(s) URL, or the name of published weights such as
             ``twins://svt-s``.
-        folder: where to keep what is downloaded from a URL, if not in PyTorch's cache.
+        folder: where to keep a download from a URL; PyTorch's cache by default.
         progress: whether to show the progress of a download on stderr.
 
     Raises:
         SettingError: there are no published weights of that name.
-        CheckpointError: nothing could be downloaded, or what was is no such
-            checkpoint.
+        CheckpointError: the checkpoint could not be downloaded or converted.
     """
     source = str(source)
     if is_name(source):
@@ -59,8 +58,8 @@ def locate(
         if not known:
             raise
         raise CheckpointError(
-            f'{error}; {SCHEME}{known[0]} stands for the same weights and has other '
-            'sources too'
+            f'{error}; {SCHEME}{known[0]} names the same weights and has other sources '
+            'too'
         ) from None
 
 
@@ -68,7 +67,7 @@ def obtain(weights: Weights, *, progress: bool = True) -> Path:
     """Return the path of published weights in mmsegmentation's layout.
 
     Args:
-        weights: what is wanted.
+        weights: which ones.
         progress: whether to show the progress of a download on stderr.
 
     Raises:
@@ -94,7 +93,7 @@ def kept_folder() -> Path:
 
 
 def kept_file(weights: Weights) -> Path:
-    """Return where downloaded weights are kept once they are converted."""
+    """Return the path of weights that were downloaded and converted."""
     return kept_folder() / f'{weights.name}.safetensors'
 
 
@@ -125,13 +124,13 @@ def download(weights: Weights, path: Path, *, progress: bool) -> None:
     place = Path(given or torch_folder(), weights.file_names[0])
     scratch = '' if weights.heads else ', or set init_cfg=None for random weights'
     raise CheckpointError(
-        f'{SCHEME}{weights.name} could not be fetched: {"; ".join(reasons)}; put the '
-        f'file there by hand as {place}{scratch}'
+        f'{SCHEME}{weights.name} could not be downloaded: {"; ".join(reasons)}; put '
+        f'the file there by hand as {place}{scratch}'
     )
 
 
 def fetch_file(file: File, folder: Path, *, progress: bool) -> Path:
-    """Fetch one file to a folder, or to the cache of the Hugging Face hub."""
+    """Download one file to a folder, or to the cache of the Hugging Face hub."""
     if file.url.startswith(HUB):
         repository, _, name = file.url.removeprefix(HUB).rpartition('/')
         return fetch_from_hub(repository, name, file.sha256)
@@ -139,7 +138,7 @@ def fetch_file(file: File, folder: Path, *, progress: bool) -> Path:
 
 
 def convert(found: Path, path: Path, weights: Weights, *, origin: str) -> None:
-    """Convert a file to mmsegmentation's layout and check that it is what is wanted."""
+    """Convert a file to mmsegmentation's layout; check that it has the right heads."""
     report = convert_checkpoint(
         found,
         path,

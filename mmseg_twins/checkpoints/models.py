@@ -30,9 +30,9 @@ class Heads:
     Attributes:
         kind: ``'uperhead'`` or ``'fpn'``, as in the names of configs.
         channels: width of the decode head.
-        num_classes: number of classes of all heads.
+        num_classes: number of classes, the same for all heads.
         auxiliary_channels: width of the auxiliary head; None without one.
-        neck_channels: width of the neck of ``'fpn'``.
+        neck_channels: width of the neck of ``'fpn'``; None for ``'uperhead'``.
     """
 
     kind: str
@@ -53,7 +53,7 @@ class Heads:
         """
 
         def width(*prefixes: str) -> int:
-            """Return the most common number of rows, so that no odd tensor decides."""
+            """Return the most common number of rows, despite a wrong tensor."""
             rows = [
                 shape[0]
                 for name, shape in shapes.items()
@@ -78,9 +78,9 @@ class Heads:
         modules = {'.'.join(name.split('.')[:2]) for name in shapes}
         heads = sorted(name for name in modules if not name.startswith('backbone.'))
         raise CheckpointError(
-            'the segmentor has neither a UPerNet nor a Semantic FPN head (beside the '
+            'the segmentor has neither a UPerNet nor a Semantic FPN head (besides the '
             f'backbone it has {", ".join(heads) or "nothing"}); --backbone-only '
-            'converts its backbone alone'
+            'converts the backbone alone'
         )
 
 
@@ -123,7 +123,7 @@ def build_segmentor(family: type[BaseModule], arch: str, heads: Heads) -> BaseMo
             **shared,
         )
     with warnings.catch_warnings():
-        # About how losses are configured, which does not matter here.
+        # About the configuration of losses, which does not matter here.
         warnings.filterwarnings('ignore', module=r'mmseg\.models')
         return MODELS.build(
             dict(

@@ -1,9 +1,9 @@
 """Rename rules: anchored name templates, applied to state dicts in both directions.
 
 A template is a parameter's name with slots in braces, such as
-``'blocks.{i}.{gsa}.attn.q.{p}'``. It matches whole names only, and its dots are dots.
-What fills a slot on one side of a rule fills the slot of the same name on the other.
-The rules themselves are data, in :mod:`.layouts`.
+``'blocks.{i}.{gsa}.attn.q.{p}'``. It matches whole names only, and its dots literally.
+The text that matches a slot on one side of a rule replaces the slot of the same name on
+the other side. The rules themselves are data, in :mod:`.layouts`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def compile_template(template: str, family: str) -> re.Pattern:
 
     Args:
         template: a name with slots.
-        family: ``'pcpvt'`` or ``'svt'``, which decides about ``{gsa}`` and ``{lsa}``.
+        family: ``'pcpvt'`` or ``'svt'``; which blocks ``{gsa}`` and ``{lsa}`` match
+            depends on it.
     """
     slots = SLOTS | BLOCK_SLOTS[family]
     return re.compile(
@@ -62,7 +63,7 @@ class Rule:
 
 
 def rename(source: str, target: str) -> Rule:
-    """Return the rule for one tensor under another name, or under the same."""
+    """Return the rule for a single tensor."""
     return Rule((source,), target)
 
 
@@ -86,7 +87,7 @@ class Renaming:
         ]
 
     def target(self, name: str) -> str | None:
-        """Return the target's name for a source's tensor; None if no rule matches."""
+        """Return the target's name for a source's name; None if no rule matches."""
         found = self._find(name)
         return found[0] if found else None
 
@@ -108,7 +109,7 @@ class Renaming:
         """Rename source to target; tensors that are not merged stay the same objects.
 
         Raises:
-            KeyError: a name that no rule matches, or a part without the other parts.
+            KeyError: no rule matches a name, or a part of a merged tensor is missing.
         """
         parts: dict[str, dict[int, Tensor]] = {}
         numbers: dict[str, int] = {}
@@ -130,7 +131,7 @@ class Renaming:
         """Rename target to source: the inverse of :meth:`forwards`.
 
         Raises:
-            KeyError: a name that no rule leads to.
+            KeyError: no rule matches a name.
         """
         result = {}
         for name, tensor in state.items():

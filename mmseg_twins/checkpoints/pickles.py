@@ -1,6 +1,6 @@
-"""What PyTorch's unpickler may do with a checkpoint's pickles, and what it may not.
+"""Make ``torch.load(weights_only=True)`` work with mmengine's files, and make it safer.
 
-``torch.load(weights_only=True)`` runs no code of a file, but two things are missing.
+It runs no code in a file, but it has two shortcomings.
 
 It refuses the classes in mmengine's checkpoints: training curves as ``HistoryBuffer``
 with numpy arrays. :func:`allow_harmless_classes` allows these and nothing else.
@@ -8,8 +8,8 @@ with numpy arrays. :func:`allow_harmless_classes` allows these and nothing else.
 And a few bytes can still crash it or exhaust the memory: a deeply nested tuple as a key
 overflows the interpreter's stack, ``bytearray(10**10)`` is allowed, and so is encoding
 one long string a million times. :func:`screen` interprets a file's opcodes without
-making the objects that they stand for, and refuses what no training writes. It tracks
-the nesting of tuples and the size of each object.
+creating the objects, tracks the nesting of tuples and the size of each object, and
+refuses what no training writes.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from mmengine.logging import HistoryBuffer
 
 ZIP_MAGIC = b'PK\x03\x04'
 MAX_DEPTH = 100  # tuples within tuples; checkpoints have less than ten
-# How large a tuple, and the arguments of all calls together, may be with repetitions:
-# this many times the pickle's length, plus a harmless constant.
+# The size of a tuple, and of the arguments of all calls together, counting repetitions,
+# is limited to this many times the pickle's length, plus a harmless constant.
 MAX_COPIES = 8
 FREE_COPIES = 1 << 20
 MAX_OPCODES = 1_000_000  # in a pickle; those of trainings have less than 100 000
-LEGACY_PICKLES = 5  # what stands before the tensors in a file that is no zip archive
+LEGACY_PICKLES = 5  # pickles before the tensors, in a file of the legacy format
 
 # Names that PyTorch allows and that no checkpoint of weights needs: they allocate as
-# much memory as a number in the file says.
+# much memory as the file asks for.
 GREEDY = frozenset(
     {
         'bytearray',
@@ -58,11 +58,11 @@ EXTEND = ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'ADDITEMS')
 
 
 def screen(path: Path, *, checksums: bool = False) -> set[str]:
-    """Screen the pickles of a file of PyTorch's, in the zip or the older format.
+    """Screen the pickles of a PyTorch file, in the zip or the legacy format.
 
     Args:
         path: the file.
-        checksums: whether to compare those of an archive's parts.
+        checksums: whether to compare the checksums of an archive's parts.
 
     Returns:
         The names that the pickles refer to, such as ``'torch.FloatStorage'``.
@@ -74,7 +74,7 @@ def screen(path: Path, *, checksums: bool = False) -> set[str]:
         Exception: Python's and PyTorch's own, for an archive that they cannot open.
     """
     with path.open('rb') as file:
-        is_archive = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # PyTorch looks no further
+        is_archive = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # as PyTorch decides
     if is_archive:
         screen_archive(path, checksums=checksums)
         content = torch._C.PyTorchFileReader(str(path)).get_record('data.pkl')
@@ -90,7 +90,7 @@ def screen(path: Path, *, checksums: bool = False) -> set[str]:
 
 
 def screen_archive(path: Path, *, checksums: bool) -> None:
-    """Check that an archive is as PyTorch writes it: stored parts of different names.
+    """Check that an archive's parts are uncompressed and have different names.
 
     Raises:
         UnpicklingError: it is not.
@@ -101,10 +101,10 @@ def screen_archive(path: Path, *, checksums: bool) -> None:
         names = [part.filename for part in parts]
         if not any(name.rpartition('/')[2] == 'data.pkl' for name in names):
             raise UnpicklingError('a zip archive without data.pkl')
-        # PyTorch finds parts whatever the case of their names.
+        # PyTorch ignores the case of their names.
         if len({name.lower() for name in names}) < len(names):
             raise UnpicklingError('two parts of the archive have the same name')
-        # It maps parts into memory and would take compressed ones for tensors.
+        # PyTorch maps parts into memory and would take compressed data for tensors.
         if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
             raise UnpicklingError('the archive is compressed; checkpoints are not')
         if sum(part.file_size for part in parts) > path.stat().st_size:
@@ -119,7 +119,7 @@ def screen_pickle(file: BinaryIO, length: int) -> set[str]:
 
     Args:
         file: positioned at the pickle's beginning, and at its end afterwards.
-        length: bytes that the pickle has at most.
+        length: an upper bound of the pickle's length, in bytes.
     """
     screening = _Screening(MAX_COPIES * length + FREE_COPIES)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
@@ -130,7 +130,7 @@ def screen_pickle(file: BinaryIO, length: int) -> set[str]:
 
 
 class _Item:
-    """An object on the stack: the nesting of its tuples, its size, and its text."""
+    """An object on the stack: the nesting depth of its tuples, its size, its text."""
 
     __slots__ = ('depth', 'size', 'text')
 
@@ -167,7 +167,7 @@ class _Screening:
     def work(
         self, opcode: pickletools.OpcodeInfo, argument, taken: list[_Item]
     ) -> None:
-        """Interpret an opcode that makes an object of those that it takes."""
+        """Interpret an opcode that makes an object of the items that it takes."""
         size = 1 + sum(item.size for item in taken)
         if opcode.name in ('GLOBAL', 'INST'):
             self.refer(argument.replace(' ', '.'))
@@ -180,10 +180,10 @@ class _Screening:
             depth = 1 + max((item.depth for item in taken), default=0)
             if depth > MAX_DEPTH:
                 raise UnpicklingError(f'more than {MAX_DEPTH} tuples are nested in it')
-            self.check(size)  # a key is hashed as often as it repeats itself
+            self.check(size)  # hashing a key visits every repetition
             self.stack.append(_Item(depth, size))
         elif opcode.name in EXTEND:
-            # The container stays the one that the memo may have.
+            # The memo may hold the container, so its item is updated.
             taken[0].size = size
             self.stack.append(taken[0])
         else:
@@ -216,7 +216,7 @@ class _Screening:
         module, _, rest = name.partition('.')
         name = f'{IMPORT_MAPPING.get(module, module)}.{rest}'  # as Python 3 calls it
         if name.rpartition('.')[2] in GREEDY:
-            raise UnpicklingError(f'a checkpoint asks for {name}, which is refused')
+            raise UnpicklingError(f'it refers to {name}, which is refused')
         self.names.add(name)
 
     def check(self, size: int) -> None:
@@ -226,7 +226,7 @@ class _Screening:
 
 
 def allowed_names() -> set[str]:
-    """Return the names that PyTorch's restricted unpickler knows at the moment."""
+    """Return the names that PyTorch's restricted unpickler currently allows."""
     unpickler = torch._weights_only_unpickler
     return {
         *unpickler._get_allowed_globals(),
@@ -259,52 +259,51 @@ def allow_harmless_classes() -> None:
     )
 
 
-# What answers for these names refuses, with an UnpicklingError, all that the pickles of
-# HistoryBuffer and numpy's numbers do not need.
+# These stand in for the functions that pickles of HistoryBuffer and of numpy's numbers
+# call, and raise UnpicklingError for all that such pickles do not need.
 
 
 def statistic(owner: type, name: str) -> Callable:
-    """Answer for ``getattr``, by which HistoryBuffer's pickle finds its statistics."""
+    """Replace ``getattr``, by which HistoryBuffer's pickle finds its statistics."""
     if owner is not HistoryBuffer or name not in STATISTICS:
         raise UnpicklingError(
-            f'a checkpoint asks for attribute {name!r} of {owner!r}, which is refused'
+            f'it refers to attribute {name!r} of {owner!r}, which is refused'
         )
     return getattr(HistoryBuffer, name)
 
 
 def numeric_type(name: str, align: bool = False, copy: bool = False) -> np.dtype:
-    """Answer for ``numpy.dtype`` with one of numpy's own types of numbers.
+    """Replace ``numpy.dtype``, and return one of numpy's own numeric types.
 
-    A copy of a type, or one of objects or structures, could be given a state that makes
-    numpy take bytes of the file for pointers. numpy's own types take no state.
+    A copy of a type, or a type of objects or structures, could be given a state that
+    makes numpy take bytes of the file for pointers. numpy's own types take no state.
     """
     name = name.decode('ascii') if isinstance(name, bytes) else name
     dtype = np.dtype(name) if isinstance(name, str) else None
     if dtype is None or dtype.kind not in NUMBERS or not dtype.isnative:
         raise UnpicklingError(
-            f'a checkpoint asks for numpy data of type {name!r}, but only numbers are '
-            'allowed'
+            f'it refers to numpy data of type {name!r}, but only numbers are allowed'
         )
     return np.dtype(dtype.type)
 
 
 def array_class() -> None:
-    """Answer for ``numpy.ndarray``, which pickles refer to but never call."""
-    raise UnpicklingError('a checkpoint calls numpy.ndarray, which is refused')
+    """Replace ``numpy.ndarray``, which pickles refer to but never call."""
+    raise UnpicklingError('it calls numpy.ndarray, which is refused')
 
 
 def empty_array(cls: Callable, shape: tuple, name: bytes) -> np.ndarray:
-    """Answer for ``_reconstruct``; shape, type and values come in the array's state."""
+    """Replace ``_reconstruct``; shape, type and values come in the array's state."""
     return np.empty(0)
 
 
 def number(dtype: np.dtype, content: bytes) -> np.generic:
-    """Answer for ``scalar``, by which a pickle makes one of numpy's numbers."""
+    """Replace ``scalar``, by which a pickle makes one of numpy's numbers."""
     if (
         not isinstance(dtype, np.dtype)
         or dtype.kind not in NUMBERS
         or not isinstance(content, bytes)
         or len(content) != dtype.itemsize
     ):
-        raise UnpicklingError('a checkpoint holds a damaged number of numpy')
+        raise UnpicklingError('it holds a damaged numpy number')
     return np.frombuffer(content, dtype)[0]

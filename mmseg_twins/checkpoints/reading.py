@@ -1,8 +1,8 @@
-"""The one reader of checkpoint files; nothing in a file can run.
+"""Read checkpoint files without running any code in them.
 
-PyTorch's files, in the zip format and in the one before it, are loaded with
+PyTorch's files, in the zip and in the legacy format, are loaded with
 ``weights_only=True`` after :mod:`.pickles` has screened them. safetensors files hold
-nothing but tensors. The first bytes of a file tell its format, not its name.
+nothing but tensors. The format is detected from a file's first bytes, not its name.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Source:
         state: tensors by name, mapped from the file where its format allows that.
         wrapper: the key that it was found under; None for a bare state dict.
         others: the file's other keys, such as ``'optimizer'``.
-        meta: what mmcv and mmengine write about a checkpoint; empty without it.
+        meta: the entry ``meta`` that mmcv and mmengine write; empty without it.
     """
 
     state: Mapping[str, Tensor]
@@ -63,8 +63,8 @@ def read_source(path: Path, *, use_ema: bool = False) -> Source:
     Raises:
         FileNotFoundError: there is no such file.
         IsADirectoryError: it is a folder.
-        CheckpointError: it is damaged or no checkpoint, asks for more than tensors and
-            plain values, or has no state dict.
+        CheckpointError: it is damaged or not a checkpoint, refers to more than tensors
+            and plain values, or has no state dict.
     """
     # The official training script saves its command line.
     with safe_globals([argparse.Namespace]):
@@ -76,7 +76,7 @@ def read_source(path: Path, *, use_ema: bool = False) -> Source:
 
 
 def read_checkpoint(path: Path, map_location=None) -> dict:
-    """Read all of a checkpoint, as mmengine resumes from it.
+    """Read a checkpoint completely, as mmengine needs it to resume.
 
     Args:
         path: a file in PyTorch's or the safetensors format.
@@ -93,27 +93,27 @@ def read_checkpoint(path: Path, map_location=None) -> dict:
     content, _ = load(path, map_location=map_location)
     if not isinstance(content, dict):
         raise CheckpointError(
-            f'{path} is no checkpoint: it holds a {type(content).__name__}, not a dict '
-            'with tensors'
+            f'{path} is not a checkpoint: it holds a {type(content).__name__}, not a '
+            'dict with tensors'
         )
     state = dict.get(content, 'state_dict', content)
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise CheckpointError(
-            f'{path} is no checkpoint: its state dict is no dict of tensors by name'
+            f'{path} is not a checkpoint: its state dict does not map names to tensors'
         )
     for found in (content, state):
         # A pickle can replace an OrderedDict's methods.
         if isinstance(found, OrderedDict) and vars(found).keys() - {'_metadata'}:
-            raise CheckpointError(f'{path} is damaged: a dict has other methods')
+            raise CheckpointError(f'{path} is damaged: it overrides methods of a dict')
     if not isinstance(getattr(state, '_metadata', {}), Mapping):
-        raise CheckpointError(f'{path} is damaged: its metadata is no dict')
+        raise CheckpointError(f'{path} is damaged: its metadata is not a dict')
     return content
 
 
 def load(
     path: Path, *, map_location=None, mmap: bool = False
 ) -> tuple[object, Mapping]:
-    """Return a file's content, and what a safetensors file says about itself.
+    """Return a file's content, and the ``meta`` of a safetensors file.
 
     Args:
         path: the file.
@@ -125,7 +125,7 @@ def load(
     if not path.exists():
         raise FileNotFoundError(f'there is no file {path}')
     if not path.is_file():
-        raise CheckpointError(f'{path} is no regular file')
+        raise CheckpointError(f'{path} is not a regular file')
     kind = file_format(path, str(path))
     if kind == 'safetensors':
         tensors, meta = load_safetensors(path)
@@ -143,7 +143,7 @@ def file_format(path: Path, name: str) -> str:
         name: of the file, for the message.
 
     Raises:
-        CheckpointError: the file begins like none of them.
+        CheckpointError: the file has none of these formats.
     """
     with path.open('rb') as file:
         start = file.read(64)
@@ -157,7 +157,7 @@ def file_format(path: Path, name: str) -> str:
         raise CheckpointError(f'{name} is empty')
     hint = '; it looks like a web page' if start.lstrip()[:1] == b'<' else ''
     raise CheckpointError(
-        f'{name} is no checkpoint: it is neither in the format of PyTorch nor of '
+        f'{name} is not a checkpoint: its format is neither that of PyTorch nor of '
         f'safetensors{hint}'
     )
 
@@ -175,7 +175,7 @@ def load_pickled(path: Path, map_location, *, mmap: bool) -> object:
     """Load a file in one of PyTorch's formats.
 
     Raises:
-        CheckpointError: it cannot be read, or asks for more than harmless classes.
+        CheckpointError: it cannot be read, or refers to classes that may do harm.
     """
     allow_harmless_classes()
     names: set[str] = set()
@@ -184,55 +184,56 @@ def load_pickled(path: Path, map_location, *, mmap: bool) -> object:
             # PyTorch does not compare the checksums of an archive that it maps.
             names = screen(path, checksums=mmap)
             return torch.load(path, map_location or 'cpu', weights_only=True, mmap=mmap)
-    # What a damaged or hostile file makes the unpickler raise can be of any kind.
+    # A damaged or hostile file can make the unpickler raise any exception.
     except Exception as error:
         refused = sorted(names - allowed_names())
         if refused:
             raise CheckpointError(
-                f'{path} is refused: it asks for {", ".join(refused)}, and a '
-                'checkpoint that asks for more than tensors and plain values can run '
-                'code; nothing of it has run'
+                f'{path} is refused: it refers to {", ".join(refused)}, and a '
+                'checkpoint that refers to more than tensors and plain values can run '
+                'code; none was run'
             ) from None
         raise CheckpointError(
-            f'{path} is truncated, damaged or no checkpoint '
+            f'{path} is truncated, damaged or not a checkpoint '
             f'({one_line(first_cause(error))})'
         ) from None
 
 
 @contextmanager
 def without_advice() -> Iterator[None]:
-    """Ignore PyTorch's remarks on files that it reads."""
+    """Silence PyTorch's warnings about files that it reads."""
     with warnings.catch_warnings():
-        # Such as that a pickle has a newer protocol than PyTorch writes, or asks for
-        # what PyTorch calls deprecated.
+        # Such as about a newer pickle protocol than PyTorch writes, or about classes
+        # that PyTorch calls deprecated.
         warnings.filterwarnings('ignore', module=r'torch(\.|$)')
         yield
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """Return the error that an error was raised from, which PyTorch often hides."""
+    """Return the first error in a chain, which PyTorch often hides."""
     while error.__context__ is not None:
         error = error.__context__
     return error
 
 
 def one_line(error: BaseException) -> str:
-    """Return the beginning of an error's message."""
+    """Return the first sentence of an error's message, in at most 160 characters."""
     text = ' '.join(str(error).split()) or type(error).__name__
     sentence = text.split('. ')[0].rstrip('.')
     return sentence if len(sentence) <= 160 else f'{sentence[:160]}...'
 
 
 def load_safetensors(path: Path) -> tuple[dict, dict]:
-    """Return the tensors of a safetensors file, and the ``meta`` that we wrote."""
+    """Return the tensors of a safetensors file, and the package's ``meta``."""
     try:
         with safe_open(path, framework='pt') as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             meta = json.loads((file.metadata() or {}).get(META, '{}'))
-    # JSON that nests too deeply is a RecursionError.
+    # JSON that is nested too deeply raises RecursionError.
     except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(
-            f'{path} is truncated, damaged or no safetensors file ({one_line(error)})'
+            f'{path} is truncated, damaged or not a safetensors file '
+            f'({one_line(error)})'
         ) from None
     return tensors, meta if isinstance(meta, dict) else {}
 
@@ -241,25 +242,26 @@ def unwrap(content: object, meta: Mapping, use_ema: bool) -> Source:
     """Find the state dict in a file's content.
 
     Args:
-        content: of the file.
-        meta: of a safetensors file.
+        content: the file's.
+        meta: a safetensors file's.
         use_ema: whether to take the averaged weights.
 
     Raises:
-        CheckpointError: there is none, or more than one, or it holds something else.
+        CheckpointError: there is none or more than one, or it does not map names to
+            tensors.
     """
     if not isinstance(content, dict):
         raise CheckpointError(
             f'the file holds a {type(content).__name__}, not a dict with tensors'
         )
-    # What a pickle can put in the place of an OrderedDict's methods is not called.
+    # A pickle can override an OrderedDict's methods; these calls do not use them.
     content = dict(dict.items(content))
     wanted = EMA_WRAPPERS if use_ema else WRAPPERS
     wrappers = [key for key in wanted if isinstance(content.get(key), dict)]
     if len(wrappers) > 1:
         raise CheckpointError(
-            f'the file has weights under {" and ".join(wrappers)}; which ones to take '
-            'is not clear'
+            f'the file has weights under {" and ".join(wrappers)}, and it is not clear '
+            'which to read; save one of them to a file of its own'
         )
     if wrappers:
         found = content.get(META)
@@ -286,27 +288,27 @@ def key_name(key: object) -> str:
 
 
 def checked_tensors(content: dict) -> dict[str, Tensor]:
-    """Return a file's state dict, if it has tensors with values by name.
+    """Return a file's state dict if it maps names to tensors with values.
 
     Raises:
-        CheckpointError: an entry is something else; the message names it.
+        CheckpointError: an entry does not; the message names it.
     """
     state = {}
     for name, value in dict.items(content):
         if not isinstance(name, str):
             raise CheckpointError(
-                f'an entry has a {type(name).__name__} for a name; a state dict holds '
-                'tensors by name'
+                f'the name of an entry is a {type(name).__name__}; a state dict maps '
+                'names to tensors'
             )
         if len(name) > MAX_NAME or not name.isprintable():
             raise CheckpointError(
                 f'an entry has a name of {len(name)} characters ({name[:20]!r}...); '
-                f'names are printable and have up to {MAX_NAME}'
+                f'names are printable and have at most {MAX_NAME}'
             )
         if not isinstance(value, Tensor):
             raise CheckpointError(
-                f'{name!r} is no tensor but {type(value).__name__}; a state dict holds '
-                'tensors by name'
+                f'{name!r} is not a tensor but {type(value).__name__}; a state dict '
+                'maps names to tensors'
             )
         # Not the tensor's own method, which an attribute of a Parameter can hide.
         state[name] = Tensor.detach(value)

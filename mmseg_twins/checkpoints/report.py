@@ -1,4 +1,4 @@
-"""What a conversion found and did."""
+"""The report of a conversion."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ CLASSES = 150  # of ADE20K, which the configs are for
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion found and did; ``str()`` gives it as a short table.
+    """The source and the result of a conversion; ``str()`` makes a short table of it.
 
     Attributes:
-        found: what the source is, such as ``'official classifier'``.
+        found: the source's layout, such as ``'official classifier'``.
         variant: such as ``'svt-s'``.
-        written: what the result is, such as ``'mmsegmentation backbone'``.
+        written: the result's layout, such as ``'mmsegmentation backbone'``.
         heads: a segmentor's heads; None for a backbone.
         unchanged: number of tensors that keep their name.
         renamed: number of tensors that get another name.
         merged: number of source tensors that were concatenated.
         split: number of target tensors that are parts of a source tensor.
-        dropped: source names that have no place in the result.
-        missing: names of the result that the source lacks.
+        dropped: names of source tensors that are not in the result.
+        missing: names of the model's tensors that the source does not have.
         verified: what was checked.
-        source: where the checkpoint was read: path or URL.
-        source_sha256: hexadecimal digest of the file that was read.
+        source: path or URL of the checkpoint.
+        source_sha256: hexadecimal digest of its file.
         target: path of the file that was written.
     """
 
@@ -48,7 +48,7 @@ class Report:
     target: str | None = None
 
     def config(self) -> str | None:
-        """Return the name of the config for a converted segmentor, if there is one."""
+        """Return the name of a converted segmentor's config; None if there is none."""
         if self.heads is None or self.written.startswith('official'):
             return None
         ours = self.config_heads()
@@ -61,7 +61,7 @@ class Report:
         return f'twins_{self.variant}_fpn_fpnhead_8x4_512x512_80k_ade20k.py'
 
     def config_heads(self) -> Heads:
-        """Return the heads of the config: a UPerNet's auxiliary head tells which."""
+        """Return the heads of that config; a UPerNet's auxiliary head decides."""
         if self.heads.kind == 'fpn':
             return Heads('fpn', 128, CLASSES, None, 256)
         if self.heads.auxiliary_channels == 512:  # SSSegmentation's setting
@@ -70,7 +70,7 @@ class Report:
         return Heads('uperhead', 512, CLASSES, 256)
 
     def options(self) -> list[str]:
-        """Return the ``--cfg-options`` by which :meth:`config` gets these heads."""
+        """Return the ``--cfg-options`` that give :meth:`config` these heads."""
         if self.config() is None:
             return []
         heads, ours = self.heads, self.config_heads()
@@ -91,7 +91,7 @@ class Report:
         ]
 
     def use(self) -> str | None:
-        """Return how to use the written file, in a line."""
+        """Return a line on how to use the written file; None without a file."""
         if self.target is None:
             return None
         if self.written == 'official segmentor':
@@ -101,7 +101,7 @@ class Report:
         if self.heads is None:
             return f"init_cfg=dict(type='Pretrained', checkpoint={self.target!r})"
         if self.config() is None:
-            return 'a config of your own: none of this package has these heads'
+            return 'a config of your own; none of the package has these heads'
         options = ' '.join(self.options())
         options = f' --cfg-options {options}' if options else ''
         return (
@@ -134,5 +134,5 @@ class Report:
 
 
 def listed(names: tuple[str, ...]) -> str:
-    """Return how many names there are, and the first of them."""
+    """Return the number of names and the first of them."""
     return f'{len(names)} ({some(names)})' if names else '0'

@@ -1,4 +1,4 @@
-"""What must hold before anything is written."""
+"""Verify a converted checkpoint before it is written."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
-IMAGE_SIDE = 64  # px; every stage of every variant keeps tokens of it
-CLAIMED = 1 << 30  # bytes that tensors may claim beyond those that they have
+IMAGE_SIDE = 64  # px, enough for every stage of every variant
+CLAIMED = 1 << 30  # bytes by which the shapes of tensors may exceed their storages
 
 
 def verify(
     model: BaseModule, state: Mapping[str, Tensor], source: Mapping[str, Tensor]
 ) -> list[str]:
-    """Check values, and that a forward pass is finite.
+    """Check that all values and the outputs of a forward pass are finite.
 
     Args:
         model: a backbone or segmentor on the meta device, in evaluation mode; it holds
             the weights afterwards.
-        state: its tensors. SVT's norms after the stages may be missing; they are the
-            identity then. On the meta device, there is nothing to check.
-        source: the same by the source's names, which messages use.
+        state: its tensors. SVT's norms after the stages may be missing and are the
+            identity then. Nothing is checked if a tensor is on the meta device.
+        source: the same tensors by the source's names, for messages.
 
     Returns:
-        What was checked, in words.
+        Descriptions of what was checked.
 
     Raises:
         CheckpointError: a value or an output is not finite, or there are fewer values
@@ -44,8 +44,8 @@ def verify(
 def check_claims(state: Mapping[str, Tensor]) -> None:
     """Check that tensors have about as many bytes as their shapes and types claim.
 
-    A tensor can repeat a few bytes any number of times, but what is computed from it
-    and written cannot.
+    A tensor with strides of 0 repeats a few bytes, but its copies and results take all
+    of the memory that its shape claims.
     """
     storages = [tensor.untyped_storage() for tensor in state.values()]
     present = sum(
@@ -67,8 +67,8 @@ def check_values(state: Mapping[str, Tensor]) -> None:
             extreme.isfinite() for extreme in tensor.aminmax()
         ):
             raise CheckpointError(
-                f'{name!r} holds {int((~tensor.isfinite()).sum())} values that are NaN '
-                f'or infinite, of {tensor.numel()}'
+                f'{int((~tensor.isfinite()).sum())} of the {tensor.numel()} values of '
+                f'{name!r} are NaN or infinite'
             )
 
 
@@ -94,7 +94,7 @@ def check_forward(model: BaseModule, state: Mapping[str, Tensor]) -> None:
         if not output.isfinite().all():
             raise CheckpointError(
                 f'a forward pass of the converted model gives NaN or infinity in '
-                f'{name}, although all weights are finite: they are not those of a '
+                f'{name}, although all weights are finite: the checkpoint is not of a '
                 'trained model'
             )
 

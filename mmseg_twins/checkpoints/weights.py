@@ -1,9 +1,9 @@
-"""Names of published weights: what each one is, and where its files are.
+"""The published weights: their names, files and results.
 
 ``twins://NAME``, such as ``twins://svt-s``, stands for these weights wherever a
-checkpoint is expected; :mod:`.locating` fetches and converts them. The backbones are the
-paper's ImageNet-1k classifiers. Results are mIoU on ADE20K's validation split as their
-authors report them; nothing was measured with this package.
+checkpoint is expected; :mod:`.locating` downloads and converts them. The backbones are
+the paper's ImageNet-1k classifiers. Results are mIoU on ADE20K's validation split as
+their authors report them; nothing was measured with this package.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class File:
 
     Attributes:
         url: an http(s) URL, or ``hf://OWNER/REPOSITORY/FILE``.
-        sha256: digest of the file, hexadecimal; empty if its authors publish none. A
-            name may have the beginning of it too, such as ``-7e1c3695.pth``.
+        sha256: the file's hexadecimal digest; empty if its authors publish none. The
+            name may include the beginning of it, such as ``-7e1c3695.pth``.
     """
 
     url: str
@@ -59,9 +59,9 @@ class Weights:
         variant: such as ``'svt-s'``.
         heads: ``'uperhead'`` or ``'fpn'``, as in the names of configs; None for a
             backbone.
-        files: where they are, in the order in which they are tried.
-        config: name of the config that they belong to, or with which a backbone's
-            result was reached.
+        files: the sources, in the order in which they are tried.
+        config: name of the segmentor's config; for a backbone, of the config with which
+            its result was reached.
         author: who reports the result.
         miou: mIoU in percent, at a single scale.
         miou_tta: mIoU in percent with several scales and flips; None if not reported.
@@ -191,7 +191,7 @@ def is_name(source: str) -> bool:
 
 
 def find_weights(name: str) -> Weights:
-    """Return the weights of a name, which may begin with ``twins://``.
+    """Return the weights with a name, which may begin with ``twins://``.
 
     Raises:
         SettingError: there is no such name; the message proposes similar ones.
@@ -202,7 +202,7 @@ def find_weights(name: str) -> Weights:
         proposed = ' or '.join(f'{SCHEME}{one}' for one in similar)
         hint = f'; did you mean {proposed}?' if similar else ''
         raise SettingError(
-            f'{name!r} names no published weights{hint}; `mmseg-twins weights` lists '
-            'all names'
+            f'there are no published weights named {name!r}{hint}; `mmseg-twins '
+            'weights` lists all names'
         )
     return WEIGHTS[short]

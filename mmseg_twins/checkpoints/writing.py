@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import WritingError
+from ..errors import SettingError, WritingError
 from .reading import META, first_cause
 
 SUFFIXES = ('.pth', '.safetensors')
@@ -26,7 +26,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def write_checkpoint(
     path: Path, state: Mapping[str, Tensor], meta: Mapping, *, force: bool
 ) -> None:
-    """Write ``meta`` and ``state_dict``; a safetensors file has the first as JSON.
+    """Write ``meta`` and ``state_dict``; a safetensors file has ``meta`` as JSON.
 
     Args:
         path: the file, ending in ``.pth`` or ``.safetensors``.
@@ -35,7 +35,7 @@ def write_checkpoint(
         force: whether an existing file may be replaced.
 
     Raises:
-        WritingError: there is no room for it; an existing file is unchanged.
+        WritingError: the disk is full; an existing file is unchanged.
         OSError: it could not be written for another reason; likewise.
     """
     state = with_own_memory(state)
@@ -65,7 +65,7 @@ def write_checkpoint(
 
 
 def with_own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors that view a larger memory or share it, as files hold all of it."""
+    """Copy views and tensors that share memory, or files would hold all of it."""
     result, seen = {}, set()
     for name, tensor in state.items():
         storage = tensor.untyped_storage()
@@ -93,16 +93,12 @@ def check_writable(path: Path, *, force: bool, suffixes: Sequence[str] = ()) -> 
     if path.is_dir():
         raise IsADirectoryError(f'{path} is a folder; give the name of a file')
     if suffixes and path.suffix not in suffixes:
-        endings = ' and '.join(suffixes)
-        raise ValueError(
-            f'{path} ends in none of {endings}'
-            if len(suffixes) > 1
-            else f'{path} does not end in {endings}'
-        )
+        endings = ' or '.join(suffixes)
+        raise ValueError(f'{path} does not end in {endings}')
     if path.exists() and not force:
         raise FileExistsError(f'{path} exists already; --force replaces it')
     if not path.parent.is_dir():
-        raise FileNotFoundError(f'there is no folder {path.parent}; make it first')
+        raise FileNotFoundError(f'there is no folder {path.parent}; create it first')
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -112,17 +108,35 @@ def check_writable(path: Path, *, force: bool, suffixes: Sequence[str] = ()) -> 
         ) from None
 
 
+def check_new_folder(folder: Path, option: str) -> None:
+    """Check that a folder does not exist or is empty.
+
+    Args:
+        folder: the path.
+        option: the option's name, for the message.
+
+    Raises:
+        SettingError: there are files in it, or it is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingError(
+            f'{option}: {str(folder)!r} is not empty; give a new folder, so that '
+            'nothing in it is overwritten'
+        )
+
+
 @contextmanager
 def replacing(path: Path, *, force: bool) -> Iterator[Path]:
     """Yield a temporary file beside ``path`` that replaces it at the end.
 
     Args:
         path: the file; a link to a file stays a link.
-        force: whether an existing file may be replaced; if not, a file that has
-            appeared meanwhile is an error and stays as it is.
+        force: whether an existing file may be replaced. If not, a file that has been
+            created in the meantime is left as it is.
 
     Raises:
-        WritingError: there is no room for it; an existing file is unchanged.
+        FileExistsError: the file exists, without ``force``.
+        WritingError: the disk is full; an existing file is unchanged.
     """
     given, path = path, Path(os.path.realpath(path))
     with naming(given, 'nothing was changed'):
@@ -146,14 +160,14 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path | str, kept: str) -> Iterator[None]:
-    """Name a file where the disk has no room for it; the system's error does not.
+    """Name the file in the error for a full disk; the system's error does not.
 
     Args:
         path: what is written in this context.
-        kept: the end of the sentence: what is there all the same.
+        kept: the end of the message: what is not lost.
 
     Raises:
-        WritingError: there is no room.
+        WritingError: the disk is full.
     """
     try:
         yield
@@ -172,7 +186,7 @@ def place_new(temporary: Path, path: Path) -> None:
     Raises:
         FileExistsError: it exists.
     """
-    taken = f'{path} has appeared meanwhile and is left as it is; --force replaces it'
+    taken = f'{path} was created meanwhile and is left as it is; --force replaces it'
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -195,7 +209,7 @@ def flush(path: Path) -> None:
 
 
 def current_umask() -> int:
-    """Return the permissions that new files do not get."""
+    """Return the process's umask."""
     umask = os.umask(0)
     os.umask(umask)
     return umask

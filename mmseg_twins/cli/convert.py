@@ -1,4 +1,4 @@
-"""The command ``twins2mmseg``: convert any Twins checkpoint, verified."""
+"""Convert any Twins checkpoint, with verification: the command ``twins2mmseg``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..interrupts import raising
 from . import program
 
 DESCRIPTION = """\
-Convert a Twins checkpoint to mmsegmentation 1.x, verified.
+Convert a Twins checkpoint to mmsegmentation 1.x, with verification.
 
 The variant and the layout are detected: a classifier or segmentor of the official code,
 a classifier of timm, a segmentor of SSSegmentation, a backbone or segmentor of
 mmsegmentation. A classifier or backbone becomes a bare backbone for
 init_cfg=dict(type='Pretrained', checkpoint=STORE), a segmentor a whole segmentor for
 `mim test mmsegmentation CONFIG --checkpoint STORE`. Nothing is written unless all
-names, shapes and values are verified and a forward pass of the model is finite.
+names, shapes and values are valid and the outputs of the model are finite.
 """
 EPILOG = """\
 examples:
@@ -46,8 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         'pretrain',
         metavar='PRETRAIN',
-        help='the checkpoint: a path, an http(s) URL or the name of published weights '
-        'such as twins://svt-s; a file of PyTorch or .safetensors',
+        help='the checkpoint, in the format of PyTorch or safetensors: a path, an '
+        'http(s) URL or the name of published weights such as twins://svt-s',
     )
     parser.add_argument(
         'store',
@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--use-ema',
         action='store_true',
-        help='take the averaged weights that the checkpoint has beside the others',
+        help='convert the averaged weights (EMA) in the checkpoint',
     )
     parser.add_argument(
         '--backbone-only',
@@ -89,7 +89,7 @@ def store_path(value: str) -> Path:
     path = Path(value)
     if path.suffix not in SUFFIXES:
         raise argparse.ArgumentTypeError(
-            f'{value!r} ends in none of {" and ".join(SUFFIXES)}'
+            f'{value!r} does not end in {" or ".join(SUFFIXES)}'
         )
     return path
 
@@ -101,8 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; None for those of the process.
 
     Returns:
-        The exit status: 0 if STORE was written and all checks passed, 1 if not. After
-        an interruption it is 128 plus the number of the signal, as in a shell.
+        The exit status: 0 if STORE was written, else 1. After an interruption it is 128
+        plus the number of the signal, as in a shell.
 
     Raises:
         SystemExit: with status 2 for invalid arguments.
@@ -141,12 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """End the process in order, so that temporary files are removed."""
+    """Raise ``KeyboardInterrupt``, so that temporary files are removed."""
     raise KeyboardInterrupt(number)
 
 
 def describe_error(error: Exception) -> str:
-    """Return the message for an error that users can cause; raise any other."""
+    """Return the message for an error that users can cause; raise any other error."""
     if isinstance(error, MemoryError) or 'allocate memory' in str(error):
         return 'there is not enough memory for this checkpoint'
     if isinstance(error, RuntimeError):

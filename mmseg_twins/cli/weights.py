@@ -1,4 +1,4 @@
-"""List published weights, or fetch them ahead: ``mmseg-twins weights [NAME ...]``."""
+"""List or download published weights: ``mmseg-twins weights [NAME ...]``."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..checkpoints.writing import check_writable, replacing
 from . import common as cli
 
 DESCRIPTION = f"""\
-List published weights, or fetch some of them.
+List or download published weights.
 
 {SCHEME}NAME stands for the weights wherever a checkpoint is expected: in init_cfg and
-load_from of a config, and on the command line of all tools. They are fetched when they
-are first used; this command fetches them ahead. The listed mIoU (single scale; after
-the slash, several scales and flips; in percent on ADE20K) is what the authors of the
-weights report; a backbone's is that of the config's segmentor, trained from it.
+load_from of a config, and on the command line of all tools. They are downloaded when
+they are first used, or ahead of time by this command. The mIoU in percent on ADE20K
+(single scale; after the slash, multiple scales and flips) is reported by the authors of
+the weights; for a backbone, it is that of the config's segmentor, trained from it.
 
-For a machine without internet: run this with --to FOLDER elsewhere, copy the folder,
-and set {FOLDER_VARIABLE} to it.
+For a machine without internet, run this command with --to FOLDER on another one, copy
+the folder, and set {FOLDER_VARIABLE} to its path.
 """
 
 
@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         'names',
         nargs='*',
         metavar='NAME',
-        help='weights to fetch, such as svt-s; lists all without it',
+        help='weights to download, such as svt-s (default: list all)',
     )
     parser.add_argument(
         '--to', type=Path, metavar='FOLDER', help='also copy them to this folder'
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.to is not None:
             parser.error('--to: give the names of the weights to copy')
         console = Console()
-        # Names are more use whole, on lines that wrap, than cut off.
+        # Wrapped lines are better than truncated names.
         console.width = max(console.width, 140)
         console.print(table())
         return 0
@@ -100,7 +100,7 @@ def table() -> Table:
         tta = '' if weights.miou_tta is None else f' / {weights.miou_tta:.2f}'
         here = 'provided' if provided_file(weights) else ''
         if kept_file(weights).exists():
-            here = here or 'fetched'
+            here = here or 'downloaded'
         table.add_row(
             f'{SCHEME}{weights.name}',
             f'{weights.miou:.2f}{tta}',

@@ -196,7 +196,7 @@ def test_the_variant_is_an_assertion():
     state = meta_state(shapes_of('official-cls', 'pcpvt-b'))
 
     convert_state_dict(state, variant='pcpvt-b')
-    with pytest.raises(CheckpointError, match='this is pcpvt-b .* not svt-l'):
+    with pytest.raises(CheckpointError, match='the checkpoint is pcpvt-b .* not svt-l'):
         convert_state_dict(state, variant='svt-l')
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of all formats are read; what is no checkpoint is refused."""
+"""Checkpoints of all formats are read; what is not a checkpoint is refused."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_command_line_in_official_checkpoints_is_allowed_there_alone(tmp_pat
     torch.save(content, tmp_path / 'a.pth')
 
     assert read_source(tmp_path / 'a.pth').others == ('args',)
-    with pytest.raises(CheckpointError, match=r'asks for argparse\.Namespace'):
+    with pytest.raises(CheckpointError, match=r'refers to argparse\.Namespace'):
         read_checkpoint(tmp_path / 'a.pth')
 
 
@@ -87,7 +87,7 @@ def test_a_dict_whose_methods_are_hidden_is_refused(method, tmp_path):
 @pytest.mark.parametrize('content', [[], 'text', {'state_dict': 3}, {3: 4}])
 def test_files_without_a_state_dict_are_refused(content, tmp_path):
     torch.save(content, tmp_path / 'a.pth')
-    with pytest.raises(CheckpointError, match='is no checkpoint: '):
+    with pytest.raises(CheckpointError, match='is not a checkpoint: '):
         read_checkpoint(tmp_path / 'a.pth')
 
 

@@ -23,9 +23,9 @@ def load(path: Path) -> dict:
     [
         ('.', [], IsADirectoryError, 'is a folder; give the name of a file'),
         ('a.txt', ['.pth'], ValueError, 'a.txt does not end in .pth'),
-        ('a.txt', ['.a', '.b'], ValueError, 'a.txt ends in none of .a and .b'),
+        ('a.txt', ['.a', '.b'], ValueError, 'a.txt does not end in .a or .b'),
         ('taken', [], FileExistsError, 'taken exists already; --force replaces it'),
-        ('no/a.pth', [], FileNotFoundError, 'there is no folder .*no; make it first'),
+        ('no/a.pth', [], FileNotFoundError, 'there is no folder .*no; create it first'),
     ],
 )
 def test_what_cannot_be_written_is_one_sentence(store, name, suffixes, error, message):
@@ -67,7 +67,7 @@ def test_what_fails_leaves_the_file_as_it_was(store):
 
 def test_a_file_that_appears_meanwhile_is_left_alone(store):
     with (
-        pytest.raises(FileExistsError, match='appeared meanwhile'),
+        pytest.raises(FileExistsError, match='was created meanwhile'),
         replacing(store, force=False) as temporary,
     ):
         temporary.write_text('new')

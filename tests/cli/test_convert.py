@@ -150,8 +150,8 @@ PVT = (
     'block1.0.mlp.fc1.weight head.weight'
 )
 IN_MMSEG = ' '.join(f'backbone.{name}' for name in RESNET.split())
-NOT_TWINS = 'no Twins checkpoint'
-DAMAGED = 'truncated, damaged or no checkpoint'
+NOT_TWINS = 'not a Twins checkpoint'
+DAMAGED = 'truncated, damaged or not a checkpoint'
 FILES = {
     'empty': (lambda: b'', 'is empty'),
     'text': (lambda: b'hello world, no weights', 'no checkpoint'),
@@ -182,7 +182,7 @@ FILES = {
     'no tensors': (lambda: saved({'model': {}}), NOT_TWINS),
     'not only tensors': (
         lambda: saved({'model': {**ONE, 'b': 3}}),
-        "'b' is no tensor but int",
+        "'b' is not a tensor but int",
     ),
     'a tensor without values': (
         lambda: edited(**{BIAS: torch.empty(64, device='meta')}),
@@ -209,7 +209,7 @@ FILES = {
     ),
     'one of the wrong shape': (
         lambda: edited(**{'pos_block.1.proj.0.weight': torch.zeros(128, 3)}),
-        'pos_block.1.proj.0.weight is 128x3 there and 128x1x3x3 in the model',
+        'proj.0.weight is 128x3 in the checkpoint and 128x1x3x3 in the model',
     ),
     'part of the norms after stages': (
         lambda: edited(**{'norm_list.0.weight': torch.zeros(64)}),
@@ -221,7 +221,7 @@ FILES = {
     ),
     'one name with and without module': (
         lambda: edited(**{'module.norm.bias': torch.zeros(512)}),
-        "'norm.bias' is there twice",
+        "there are two tensors 'norm.bias'",
     ),
     'NaN': (
         lambda: edited(**{BIAS: torch.tensor([torch.nan, *[0.0] * 63])}),
@@ -233,7 +233,7 @@ FILES = {
     ),
     'counter for a weight': (
         lambda: edited(**{BIAS: torch.zeros(64).long()}),
-        f'{BIAS!r} is a tensor of torch.int64 .* expected .* torch.float32',
+        f'{BIAS!r} has dtype torch.int64 .* expected .* torch.float32',
     ),
     'sparse': (lambda: edited(**{BIAS: torch.zeros(64).to_sparse()}), 'sparse'),
     'a name that is none': (
@@ -278,7 +278,7 @@ def test_another_variant_than_asked_for_is_named(option, tmp_path, store, capfd)
     source.write_bytes(edited())
 
     assert main([str(source), str(store), option, 'pcpvt-l']) == 1
-    assert 'this is svt-s (official classifier), not pcpvt-l' in capfd.readouterr().err
+    assert 'is svt-s (official classifier), not pcpvt-l' in capfd.readouterr().err
     assert not store.exists()
 
 
@@ -309,7 +309,7 @@ def test_a_pickle_that_runs_code_does_not(kind, tmp_path, store, capsys):
     sentence = refused(capsys, store, source, store)
 
     # Every name is told, once.
-    assert f'asks for builtins.eval, {os.system.__module__}.system, and' in sentence
+    assert f'refers to builtins.eval, {os.system.__module__}.system, and' in sentence
     assert not marker.exists()
     # That the marker would be there if it had run:
     pickle.loads(pickle.dumps(hostile))
@@ -319,8 +319,8 @@ def test_a_pickle_that_runs_code_does_not(kind, tmp_path, store, capsys):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        (Hostile(getattr, HistoryBuffer, '__init__'), "asks for attribute '__init__'"),
-        (torch.nn.Linear(2, 2), 'asks for .*torch.nn.modules.linear.Linear'),
+        (Hostile(getattr, HistoryBuffer, '__init__'), "refers to attribute '__init__'"),
+        (torch.nn.Linear(2, 2), 'refers to .*torch.nn.modules.linear.Linear'),
     ],
     ids=['getattr', 'a whole model'],
 )
@@ -360,7 +360,7 @@ def test_store_that_is_the_source_is_refused(tmp_path, store, capsys):
 
     for source in (store, link):
         sentence = refused(capsys, store, source, store, '--force')
-        assert 'is the checkpoint that is read' in sentence
+        assert 'is the source itself' in sentence
 
 
 def test_full_disk_is_one_sentence(classifier, store, capsys, monkeypatch):
