@@ -1,4 +1,4 @@
-"""Hooks and optimizer parts for training: exact resume, bf16, layer decay, ..."""
+"""Hooks, optimizer wrappers and their constructors for training."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Batches whose order and augmentations follow from the seed and their number.
+"""Batches whose order and augmentations depend on the seed and their number only.
 
-mmengine 0.10.7 loads every batch that a resumed run has trained on, and drops it. Its
-augmentations draw from generators of each data loading process, whose states are in no
-checkpoint. Here each sample carries its number in the training, from which the
-generators are seeded. A resumed training starts with any batch without loading those
-before it, and neither the number of workers nor, with mmengine's InfiniteSampler, the
-number of processes that share a batch changes what is trained on.
+When a run resumes, mmengine 0.10.7 loads every batch of the finished iterations and
+drops it. Its augmentations draw from random number generators of each data loading
+process, whose states are in no checkpoint. Here each sample carries its number in the
+training, which seeds the generators. A resumed training starts with any batch without
+loading those before it, and neither the number of workers nor, with mmengine's
+InfiniteSampler, the number of processes that share a batch changes the samples.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler
 
-# What random numbers are for; keeps the streams of one seed apart.
+# Purposes of random numbers, which keep the streams of one seed apart.
 STEP, SAMPLE = 0, 1
 
 
@@ -59,7 +59,7 @@ class SeededDataset:
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
-        """Load a sample, augmented as its number says."""
+        """Load a sample, with augmentations that depend on its number."""
         index, number = key
         # Worker processes must not initialize accelerators.
         seed_generators(self.seed, SAMPLE, number, devices=False)
@@ -80,8 +80,8 @@ class NumberedBatches:
     Args:
         batches: the batch sampler that chooses the indices.
         first: returns the number of finished batches when iteration starts.
-        endless: whether to go through epoch after epoch, as iteration-based training
-            does. Otherwise an iteration is what is left of one epoch.
+        endless: whether to yield epoch after epoch, as iteration-based training needs.
+            Otherwise iteration yields the rest of one epoch.
         rank: of this process.
         world_size: number of processes.
     """
@@ -113,7 +113,7 @@ class NumberedBatches:
         else:
             batches = islice(self.batches, first % len(self.batches), None)
         for number, batch in enumerate(batches, start=first):
-            # mmengine's samplers deal samples to the processes in turn.
+            # mmengine's samplers distribute samples to the processes in turn.
             start = number * self.batches.batch_size * self.world_size + self.rank
             yield list(zip(batch, count(start, self.world_size), strict=False))
 

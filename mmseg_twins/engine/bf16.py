@@ -1,7 +1,7 @@
 """bf16 training on any device, CPUs included.
 
-mmengine 0.10.7's ``AmpOptimWrapper`` requires a GPU, for its loss scaler. bf16 has the
-exponents of fp32, so that gradients do not underflow and need no scaling.
+mmengine 0.10.7's ``AmpOptimWrapper`` requires a GPU for its loss scaler. bf16 has the
+exponent range of fp32, so that gradients do not underflow and need no scaling.
 """
 
 from __future__ import annotations

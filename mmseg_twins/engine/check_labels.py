@@ -1,7 +1,7 @@
-"""Stops a training at labels that the model has no class for.
+"""Stops a training at labels outside the model's classes.
 
-On a GPU such a label fails an assertion of the device, which names neither the label
-nor the file, and not even the place in the program.
+On a GPU such a label fails a device-side assertion, which names neither the label nor
+the file, nor even the line of the program.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ..registry import HOOKS
 
 @HOOKS.register_module()
 class CheckLabels(Hook):
-    """Checks the number of classes before a training, and each batch's labels in it.
+    """Checks the number of classes before a training, and the labels of each batch.
 
-    Labels are checked in the memory of the CPU, where the data loader leaves them.
+    Labels are checked on the CPU, where the data loader leaves them.
 
     Raises:
         SettingError: the dataset and a head have different numbers of classes, or a

@@ -1,8 +1,8 @@
 """Ends a training at a loss or gradient that is NaN or infinite, before it spreads.
 
-mmengine's hooks run after the optimizer's step, which has written such a number into
-every weight by then, and nothing in mmengine looks for it: the run goes on, and its
-checkpoints of NaNs replace the good ones.
+mmengine does not check for such numbers, and its hooks run after the optimizer's step,
+which has spread them to every weight by then: the run goes on, and checkpoints full of
+NaN replace the good ones.
 """
 
 from __future__ import annotations
@@ -38,44 +38,45 @@ NAMED = 3  # parameters that a message names
 class CheckNumbers(Hook):
     """Guards a training against losses and gradients that are NaN or infinite.
 
-    The numbers are checked between the backward pass and the optimizer's step, of each
-    batch also where gradients are accumulated. A gradient so large that the sum of its
-    squares overflows counts as infinite, as AdamW squares it as well. All processes of
-    a run decide alike. With fp16, gradients that overflow at a loss scale above 1 are
-    the scaler's business, which skips the update and lowers the scale.
+    They are checked between the backward pass and the optimizer's step, for each batch
+    also where gradients are accumulated. A gradient so large that the sum of its
+    squares overflows counts as infinite, because AdamW squares it as well. All
+    processes of a run decide alike. With fp16, gradients that overflow at a loss scale
+    above 1 are left to the loss scaler, which skips the update and lowers the scale.
 
-    A message names the iteration, the learning rate, the losses, the parameters, the
-    images and the last checkpoint. ``bad_batches/iter_N.json`` in the work dir has all
-    of it; ``tools/train.py CONFIG --replay N`` repeats the iteration.
+    The message names the iteration, the learning rate, the losses, the parameters, the
+    images and the last checkpoint. ``bad_batches/iter_N.json`` in the work dir has the
+    details; ``tools/train.py CONFIG --replay N`` repeats the iteration.
 
-    mmengine waits for an accelerator once an iteration, to read the losses after the
-    optimizer's step. With ``on_bad='stop'`` the result of the check is read just after
-    that, so that nothing waits for it. The step has been taken in the accelerator's
-    memory then, but the run ends before the weights are averaged or saved. On a CPU,
-    and with ``on_bad='skip'``, which makes an accelerator wait once more, before the
-    step, it is not taken.
+    mmengine synchronizes with an accelerator once per iteration, to read the losses
+    after the optimizer's step. With ``on_bad='stop'`` the result of the check is read
+    just after that, without another synchronization. The weights on the accelerator
+    have been updated by then, but the run ends before they are averaged or saved. On a
+    CPU there is no such update, nor with ``on_bad='skip'``, which synchronizes once
+    more, before the step.
 
     Args:
-        on_bad: ``'stop'`` ends the run. ``'skip'`` leaves the weights, the optimizer's
-            state and the model's buffers (running means) as they were before the
+        on_bad: ``'stop'`` ends the run. ``'skip'`` restores the weights, the
+            optimizer's state and the model's buffers (running means) from before the
             batch, logs a warning, and goes on.
-        max_skips: updates skipped in a row after which ``'skip'`` ends the run.
-        spike: a loss above the median of the last ``window`` losses by this many times
-            their spread is a spike, of which a warning tells. The spread is the median
-            absolute deviation, scaled to be the standard deviation of normally
-            distributed numbers, and at least 1% of the median. None: no warnings. Each
-            process watches its own losses.
+        max_skips: number of updates in a row that ``'skip'`` skips before it ends the
+            run.
+        spike: a warning is logged for a loss that exceeds the median of the last
+            ``window`` losses by more than this many times their spread. The spread is
+            the median absolute deviation, scaled to the standard deviation of a normal
+            distribution, and at least 1 % of the median. None for no warnings. Each
+            process checks its own losses.
         window: number of losses.
 
     Raises:
-        SettingError: an argument has no meaning.
-        TrainingError: the run has met a bad number.
+        SettingError: an argument has a value that is not allowed.
+        TrainingError: a loss or gradient is NaN or infinite.
 
     Example:
         >>> default_hooks = dict(numbers=dict(type='mmseg_twins.CheckNumbers'))
     """
 
-    # Behind mmengine's RuntimeInfoHook, which reads the losses, and before all hooks
+    # After mmengine's RuntimeInfoHook, which reads the losses, and before all hooks
     # that average, log or save.
     priority = 'VERY_HIGH'
 
@@ -94,11 +95,11 @@ class CheckNumbers(Hook):
         for name, value in dict(max_skips=max_skips, window=window).items():
             if not isinstance(value, int) or value < 1:
                 raise SettingError(
-                    f'CheckNumbers: {name}={value!r}; give a whole number from 1'
+                    f'CheckNumbers: {name}={value!r}; give a positive integer'
                 )
         if spike is not None and not spike > 0:
             raise SettingError(
-                f'CheckNumbers: spike={spike!r}; give a number above 0, or None for '
+                f'CheckNumbers: spike={spike!r}; give a positive number, or None for '
                 'no warnings'
             )
         self.on_bad = on_bad
@@ -111,19 +112,19 @@ class CheckNumbers(Hook):
         self._saved_buffers: list[Tensor] = []
         self._checked: list[str] = []  # names of the parameters that have `_norms`
         self._norms: Tensor | None = None
-        self._flag: Tensor | None = None  # above 0: this batch is bad; None: was read
-        self._found = False  # this batch is bad
-        self._spoiled = False  # the gradients accumulated so far are bad
+        self._flag: Tensor | None = None  # above 0 for a bad batch; None once read
+        self._found = False  # whether this batch is bad
+        self._spoiled = False  # whether the gradients accumulated so far are bad
         self._skips = 0
         self._spiked = False
 
     def before_train(self, runner: Runner) -> None:
-        """Put the check between backward pass and step."""
+        """Insert the check between backward pass and optimizer's step."""
         wrapper = runner.optim_wrapper
         if isinstance(wrapper, OptimWrapperDict):
             raise SettingError(
-                'CheckNumbers: optim_wrapper has several optimizers, whose steps the '
-                'model takes by itself; leave the hook out'
+                'CheckNumbers: optim_wrapper has several optimizers, whose steps are '
+                'in the model; leave the hook out'
             )
         model = unwrapped(runner.model)
         self._parameters = [
@@ -143,7 +144,7 @@ class CheckNumbers(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        """Keep the buffers, which the forward pass of a bad batch spoils."""
+        """Save the buffers, which the forward pass of a bad batch spoils."""
         if self._buffers:
             torch._foreach_copy_(self._saved_buffers, self._buffers)
 
@@ -154,10 +155,10 @@ class CheckNumbers(Hook):
         data_batch: dict | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """End or go on.
+        """End the run or skip the update if the batch is bad.
 
         Raises:
-            TrainingError: the batch is bad, and not to be skipped.
+            TrainingError: the batch is bad, and the update is not skipped.
         """
         self._read_flag()
         if not self._found:
@@ -180,7 +181,7 @@ class CheckNumbers(Hook):
         )
 
     def after_train(self, runner: Runner) -> None:
-        """Take the check out again."""
+        """Remove the check."""
         wrapper = runner.optim_wrapper
         wrapper.backward, wrapper.step = self._originals
 
@@ -193,7 +194,7 @@ class CheckNumbers(Hook):
 
     @torch.no_grad()
     def _check(self, wrapper: OptimWrapper, loss: Tensor) -> Tensor:
-        """Return a number above 0 if loss or gradients are bad, without waiting."""
+        """Return a number above 0 for bad loss or gradients, without synchronizing."""
         found = [
             (name, parameter.grad)
             for name, parameter in self._parameters
@@ -230,7 +231,7 @@ class CheckNumbers(Hook):
     def _report(
         self, runner: Runner, data_batch: dict | None, outputs: dict | None
     ) -> str:
-        """Write down what is known of a bad batch; return it as a sentence."""
+        """Write a record of a bad batch; return a sentence about it."""
         norms = self._norms.tolist() if self._norms is not None else []
         bad = [
             name
@@ -273,7 +274,7 @@ class CheckNumbers(Hook):
             else 'no checkpoint has been saved yet; '
         )
         return sentence + (
-            problem or f'{where} has all of this, and --replay {number} repeats it'
+            problem or f'{where} has the details, and --replay {number} repeats it'
         )
 
     def _watch_for_spikes(
@@ -293,21 +294,21 @@ class CheckNumbers(Hook):
                 f'iteration {runner.iter + 1}: the loss jumps '
                 f'({in_words(numbers(outputs))}; learning rate '
                 f'{learning_rate(runner):.4g}); the median of the {self.window} '
-                f'before is {np.nanmedian(earlier):.4g}, and by their spread more than '
+                f'losses before is {np.nanmedian(earlier):.4g}, and a loss above '
                 f'{limit:.4g} is a spike; images: '
                 f'{", ".join(image_files(data_batch)) or "unknown"}'
             )
 
 
 def spike_limit(losses: np.ndarray, spike: float) -> float:
-    """Return the loss above which one is a spike, compared with earlier ones."""
+    """Return the loss above which a loss is a spike, given earlier losses."""
     median = np.nanmedian(losses)
     spread = NORMAL_SPREAD * np.nanmedian(np.abs(losses - median))
     return float(median + spike * max(spread, 0.01 * abs(median)))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model in mmengine's wrappers for several processes."""
+    """Return the model inside mmengine's wrapper for distributed training."""
     return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
 
@@ -319,7 +320,7 @@ def image_files(data_batch: dict | None) -> list[str]:
 
 
 def numbers(outputs: dict | None) -> dict[str, float]:
-    """Return what a training step has computed, as Python's numbers."""
+    """Return the outputs of a training step as Python numbers."""
     return {
         name: float(value.detach() if isinstance(value, Tensor) else value)
         for name, value in (outputs or {}).items()
@@ -332,13 +333,13 @@ def are_finite(losses: Mapping[str, float]) -> bool:
 
 
 def learning_rate(runner: Runner) -> float:
-    """Return the learning rate that the log shows."""
+    """Return the learning rate as the log shows it."""
     rates: dict[str, list[float]] = runner.optim_wrapper.get_lr()
     return rates.get('base_lr', rates['lr'])[0]
 
 
 def in_words(losses: Mapping[str, float]) -> str:
-    """Return losses in one line."""
+    """Return losses as one line of text."""
     return ', '.join(f'{name} {value:.4g}' for name, value in losses.items())
 
 
@@ -350,7 +351,7 @@ def abridged(names: list[str]) -> str:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> str | None:
-    """Write a record as JSON; return what went wrong."""
+    """Write a record as JSON; return the problem, if any, as a sentence."""
     text = json.dumps(with_text_for_nan(record), indent=1, allow_nan=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -362,7 +363,7 @@ def write_record(path: Path, record: dict[str, Any]) -> str | None:
 
 
 def with_text_for_nan(value: Any) -> Any:
-    """Return plain data with text for the numbers that JSON does not have."""
+    """Return plain data with NaN and infinities, which JSON lacks, as text."""
     if isinstance(value, dict):
         return {key: with_text_for_nan(each) for key, each in value.items()}
     if isinstance(value, list):

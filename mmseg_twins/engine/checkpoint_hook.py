@@ -1,9 +1,9 @@
 """mmengine's CheckpointHook, safe against a kill at any moment.
 
-mmengine 0.10.7 writes checkpoints and ``last_checkpoint`` in place. It removes the
-checkpoint that a new one replaces, the best one too, before it writes the new one. A
-run that is killed between a checkpoint and the end of the validation that follows
-continues without that validation.
+mmengine 0.10.7 writes checkpoints and ``last_checkpoint`` in place, and removes an
+outdated checkpoint, the best one too, before it writes its replacement. A run that is
+killed between a checkpoint and the end of the next validation resumes without that
+validation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .latest import LAST, digest, find_whole_checkpoint
 BACKEND = 'mmseg_twins.whole_files'
 VALIDATED = 'last_validation'
 OUTDATED = 'outdated_ckpts'
-# What `replacing` names the temporary file of a checkpoint, and of the files below.
+# Names that `replacing` gives to temporary files of checkpoints and of the files above.
 TEMPORARY = re.compile(rf'\.(.+\.pth|{LAST}|{VALIDATED})\.\w{{8}}\.tmp')
 
 
@@ -40,10 +40,10 @@ class WholeFiles(LocalBackend):
         self.outdated: list[str] = []
 
     def put(self, obj: bytes | memoryview, filepath: str | Path) -> None:
-        """Write a file, which replaces an earlier one of that name when complete.
+        """Write a file; an earlier one is replaced only when the new one is complete.
 
         Raises:
-            OSError: it could not be written; what was there before still is.
+            OSError: it could not be written; an earlier file is unchanged.
         """
         path = Path(filepath)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,13 +55,13 @@ class WholeFiles(LocalBackend):
         self.put(obj.encode(encoding), filepath)
 
     def remove(self, filepath: str | Path) -> None:
-        """Note a file or folder for removal."""
+        """Mark a file or folder for removal."""
         self.outdated.append(str(filepath))
 
     rmtree = remove
 
     def remove_outdated(self) -> None:
-        """Remove the noted files and folders; some may be gone already."""
+        """Remove the marked files and folders; some may be gone already."""
         while self.outdated:
             path = Path(self.outdated[0])
             if path.is_dir():
@@ -79,12 +79,12 @@ register_backend(BACKEND, WholeFiles, force=True)
 class CheckpointHook(MMEngineCheckpointHook):
     """Saves checkpoints atomically, and resumes from the newest intact one.
 
-    Takes mmengine's arguments. On local disks a file appears complete or not at all,
-    and the files that it replaces are removed after that. Other storage is written as
-    mmengine does it.
+    Takes mmengine's arguments. On local disks, files are written completely or not at
+    all, and outdated ones are removed after that. Other storage is written as by
+    mmengine.
 
     ``last_validation`` in the work dir has the iteration or epoch of the last finished
-    validation. A resumed run repeats a validation that was due and did not finish.
+    validation. A resumed run repeats a validation that did not finish.
 
     Example:
         >>> default_hooks = dict(
@@ -100,8 +100,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Choose the checkpoint to resume from, before mmengine does.
 
         Raises:
-            CheckpointError: there are checkpoints, but each is damaged, or processes
-                see different ones.
+            CheckpointError: all checkpoints are damaged, or processes see different
+                ones.
         """
         if runner._resume and runner._load_from is None:
             runner._load_from = find_whole_checkpoint(runner.work_dir)
@@ -109,10 +109,10 @@ class CheckpointHook(MMEngineCheckpointHook):
             require_same(runner._load_from or 'no checkpoint', runner.work_dir)
 
     def before_train(self, runner: Runner) -> None:
-        """Finish what a killed run has left undone, its last validation included.
+        """Clean up after a killed run, and repeat its last validation if need be.
 
         Raises:
-            CheckpointError: processes resume from different iterations or content.
+            CheckpointError: processes resume from different iterations or files.
         """
         super().before_train(runner)
         content = digest(runner._load_from) if runner._resume else ''
@@ -134,10 +134,10 @@ class CheckpointHook(MMEngineCheckpointHook):
             runner.val_loop.run()
 
     def save_now(self, runner: Runner, *, done: int, epoch: int) -> str:
-        """Save a run that ends early, unless it is saved at this point already.
+        """Save a checkpoint of a run that ends early, unless there is one already.
 
-        Within an epoch, a hook that counts by epochs saves ``iter_N.pth``, which
-        ``max_keep_ckpts`` does not count.
+        Within an epoch, a hook that counts by epochs saves ``iter_N.pth``, to which
+        ``max_keep_ckpts`` does not apply.
 
         Args:
             runner: of the training.
@@ -160,7 +160,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         return self._path(step)
 
     def after_val(self, runner: Runner) -> None:
-        """Note that a validation has finished."""
+        """Record that a validation has finished."""
         if self._is_training and is_main_process():
             WholeFiles().put_text(
                 f'{position(runner)}\n', Path(runner.work_dir, VALIDATED)
@@ -186,7 +186,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             return None
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        """Do as mmengine, but remove outdated checkpoints last."""
+        """Save as mmengine does, but remove outdated checkpoints last."""
         if not isinstance(self.file_backend, WholeFiles):
             super()._save_checkpoint_with_step(runner, step, meta)
             return
@@ -198,7 +198,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         self.last_ckpt = self._path(step)
         hub.update_info('last_ckpt', self.last_ckpt)
-        # If the run is killed before the removal, the resumed run makes up for it.
+        # If the run is killed before the removal, the resumed run removes them.
         hub.update_info(OUTDATED, list(self.file_backend.outdated))
         self._write(
             runner, self.filename_tmpl.format(step), meta, by_epoch=self.by_epoch
@@ -226,9 +226,9 @@ class CheckpointHook(MMEngineCheckpointHook):
             WholeFiles().put_text(path, Path(runner.work_dir, LAST))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        """Do as mmengine, but remove the former best checkpoint last."""
+        """Save as mmengine does, but remove the former best checkpoint last."""
         super()._save_best_checkpoint(runner, metrics)
-        # Where no checkpoint was saved yet, nothing else has removed it.
+        # Before the first regular checkpoint, nothing else removes it.
         if isinstance(self.file_backend, WholeFiles) and is_main_process():
             self.file_backend.remove_outdated()
 
@@ -239,10 +239,10 @@ class CheckpointHook(MMEngineCheckpointHook):
 
 
 def require_same(found: str, work_dir: str) -> None:
-    """Check that all processes of a run have found the same.
+    """Check that all processes of a run resume from the same checkpoint.
 
     Raises:
-        CheckpointError: they have not; all of them raise it.
+        CheckpointError: they do not; all of them raise it.
     """
     everywhere = all_gather_object(found)
     for rank, other in enumerate(everywhere):

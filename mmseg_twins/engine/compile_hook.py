@@ -1,4 +1,4 @@
-"""Compiles the parts of a segmentor that do the work of a training step.
+"""Compiles the parts of a segmentor that a training step spends its time in.
 
 mmengine's own ``compile=True`` compiles the whole ``train_step``, including the
 optimizer's update. With PyTorch 2.13 that fails for configs with ``paramwise_cfg``:
@@ -26,14 +26,15 @@ PARTS = ('backbone', 'neck', 'decode_head', 'auxiliary_head')
 class CompileHook(Hook):
     """Compiles forward and backward passes for training.
 
-    Evaluation is not compiled: its images have many sizes, and each new size would be
-    compiled again. Weights and their names do not change.
+    Evaluation is not compiled, because its images have many sizes, and each new size
+    would be compiled again. Weights and their names do not change.
 
     Args:
         parts: attributes of the segmentor; missing ones are ignored.
-        options: arguments of ``torch.compile``, such as ``mode='max-autotune'``. Each
-            image size is compiled separately, unless ``dynamic`` says otherwise:
-            PyTorch 2.13's inductor fails on these models with dynamic sizes.
+        options: arguments of ``torch.compile``, such as ``mode='max-autotune'``.
+            ``dynamic`` is False by default, so that each image size is compiled
+            separately: PyTorch 2.13's inductor fails on these models with dynamic
+            sizes.
 
     Raises:
         SettingError: ``parts`` is empty or has an unknown name.

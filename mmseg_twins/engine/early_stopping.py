@@ -1,7 +1,7 @@
-"""Early stopping that a resumed run takes up where the killed one was.
+"""Early stopping that continues in a resumed run.
 
 mmengine 0.10.7 keeps the best score and the count of validations without progress in
-memory, so that a resumed run begins to count anew.
+memory only, so that a resumed run counts from zero.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ SCORES = 'validation_scores.json'
 
 @HOOKS.register_module()
 class EarlyStopping(EarlyStoppingHook):
-    """mmengine's ``EarlyStoppingHook``, which a resumption does not change.
+    """mmengine's ``EarlyStoppingHook``, with the same result in a resumed run.
 
     Takes mmengine's arguments. ``validation_scores.json`` in the work dir has the
-    monitored score of each validation, by its iteration or epoch: a checkpoint cannot
-    hold that of the validation that follows it. Count and best score are computed from
-    the scores up to the point where the run resumes, so that a longer ``patience``
-    applies to a run that has stopped already.
+    monitored score of each validation, by its iteration or epoch: a checkpoint is
+    written before its validation and cannot hold that score. Count and best score are
+    computed from the scores up to the point where the run resumes, so that a longer
+    ``patience`` also applies to a run that has stopped already.
 
     Example:
         >>> custom_hooks = [
@@ -46,10 +46,10 @@ class EarlyStopping(EarlyStoppingHook):
         self._is_training = False
 
     def before_run(self, runner: Runner) -> None:
-        """Do nothing; mmengine's hook requires a training loop, also of a test."""
+        """Do nothing; mmengine's hook requires a training loop even for a test."""
 
     def before_train(self, runner: Runner) -> None:
-        """Go on from the last validation; end at once if it was the one to stop at."""
+        """Continue from the last validation; end at once if it met the criterion."""
         self._is_training = True
         scores = [read_scores(Path(runner.work_dir, SCORES))]
         broadcast_object_list(scores)  # processes may see different files
@@ -68,7 +68,7 @@ class EarlyStopping(EarlyStoppingHook):
         if self.monitor not in (metrics or {}):
             super().after_val_epoch(runner, metrics)  # warns, or raises if strict
             return
-        # A validation that is repeated counts once.
+        # A repeated validation counts once.
         now = position(runner)
         self._replay(now - 1)
         super().after_val_epoch(runner, metrics)
@@ -82,7 +82,7 @@ class EarlyStopping(EarlyStoppingHook):
         """Set count and best score to those after a position; forget later scores.
 
         Returns:
-            Why to stop there; empty if not.
+            The reason to stop there; empty if there is none.
         """
         self._scores = {at: score for at, score in self._scores.items() if at <= last}
         self.wait_count = 0
@@ -94,7 +94,7 @@ class EarlyStopping(EarlyStoppingHook):
 
 
 def read_scores(path: Path) -> dict[int, float]:
-    """Return the scores in a file, none if there is no such file or it is no JSON."""
+    """Return the scores in a file; none if it does not exist or is not valid."""
     try:
         scores = json.loads(path.read_text(encoding='utf-8'))
         return {int(at): float(score) for at, score in scores.items()}

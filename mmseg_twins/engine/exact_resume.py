@@ -1,10 +1,10 @@
-"""A resumed training draws the random numbers of one that was never stopped.
+"""Resume a training with the random numbers of a run that was never stopped.
 
 The states of generators could be saved in checkpoints and restored. That would mean
 gathering them from each process of the run and from each worker of its data loaders,
 which are ahead of the training by some batches. Instead, the generators are seeded
-before each iteration and each sample, with numbers that follow from the seed and from
-the progress of the training. Nothing needs to be saved, and validation, which draws
+before each iteration and each sample, with numbers derived from the seed and the
+progress of the training. Nothing needs to be saved, and validation, which draws random
 numbers too, cannot change the training.
 """
 
@@ -26,13 +26,13 @@ from .batches import STEP, NumberedBatches, SeededDataset, seed_generators
 class ExactResume(Hook):
     """Derives a training's random numbers from its seed and its progress.
 
-    These are the order of the data, their augmentations, also in worker processes, and
-    what the model draws (dropout, stochastic depth). Resuming skips finished batches
-    without loading them. If the config has no seed, the one that mmengine drew is
-    restored from the checkpoint.
+    This covers the order of the data, the augmentations, also in worker processes, and
+    the model (dropout, stochastic depth). Resuming skips finished batches without
+    loading them. If the config has no seed, the one that mmengine drew is restored from
+    the checkpoint.
 
-    Works with mmengine's two training loops and a ``train_dataloader`` that is given
-    as a config.
+    Works with mmengine's two training loops and a ``train_dataloader`` that is a
+    config.
 
     Example:
         >>> default_hooks = dict(resuming=dict(type='mmseg_twins.ExactResume'))
@@ -46,7 +46,7 @@ class ExactResume(Hook):
         self._is_replaced = False
 
     def before_train(self, runner: Runner) -> None:
-        """Look up the seed, which a checkpoint may have changed by now."""
+        """Look up the seed, which a checkpoint may have restored."""
         self._rank, _ = get_dist_info()
         # With this option, mmengine has added the rank to the common seed.
         differs = runner._randomness_cfg.get('diff_rank_seed', False)
@@ -79,11 +79,11 @@ class ExactResume(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        """Seed what the model draws from; processes of a run draw differently."""
+        """Seed the model's generators, differently in each process of a run."""
         seed_generators(self._seed, STEP, runner.iter, self._rank)
 
     def after_train(self, runner: Runner) -> None:
-        """End the loader's workers, which load endlessly otherwise."""
+        """End the loader's workers, which would load batches endlessly."""
         loop = runner.train_loop
         if isinstance(getattr(loop, 'dataloader_iterator', None), RemainingBatches):
             loop.dataloader_iterator.close()
@@ -94,8 +94,8 @@ class ExactResume(Hook):
     ) -> DataLoader:
         loop = runner.train_loop
         options = {**given, 'dataset': SeededDataset(dataset, self._seed)}
-        options.pop('num_batch_per_epoch', None)  # `dataset` has been cut to this
-        # The old loader's sampler may have another seed, and has been drawn from.
+        options.pop('num_batch_per_epoch', None)  # `dataset` has this length already
+        # The old loader's sampler may have another seed, and has been used.
         fresh = runner.build_dataloader(options, seed=self._seed)
         for name in ('batch_size', 'drop_last'):
             options.pop(name, None)
@@ -112,14 +112,14 @@ class ExactResume(Hook):
 
 
 class RemainingBatches:
-    """The batches of a loader that starts with the one that is next.
+    """The batches of a loader that starts after the finished ones.
 
-    mmengine's loop takes the finished ones and drops them. That of onedl-mmengine
-    calls ``skip_iter`` for them, or goes on at once with ``fast_forward_on_resume``.
+    mmengine's loop fetches the finished batches and drops them. That of onedl-mmengine
+    calls ``skip_iter`` for them, or nothing with ``fast_forward_on_resume``.
 
     Args:
         loader: the loader.
-        dropped: number of batches that the loop drops; these are None.
+        dropped: number of batches that the loop drops; None is returned for these.
     """
 
     def __init__(self, loader: DataLoader, dropped: int) -> None:
@@ -143,5 +143,5 @@ class RemainingBatches:
         """Do nothing: the loader starts after the batches to skip."""
 
     def close(self) -> None:
-        """Let the loader's workers end."""
+        """Release the loader, so that its workers end."""
         self._batches = iter(())

@@ -1,8 +1,8 @@
-"""Logs and drawings that end with a sentence where the disk is full.
+"""One clear error if the disk is full for logs and drawings.
 
-mmengine 0.10.7's log prints a traceback for each line that cannot be written, and the
-training goes on; its ``LocalVisBackend`` raises an error that names no file, or none at
-all for a picture that OpenCV could not write.
+mmengine 0.10.7's logger prints a traceback for each line that cannot be written, and
+the training goes on; its ``LocalVisBackend`` raises an error that names no file, or
+none at all for an image that OpenCV could not write.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ class LocalVisBackend(MMEngineLocalVisBackend):
     """mmengine's ``LocalVisBackend``: same arguments and files.
 
     Raises:
-        WritingError: the disk has no room for a file. Lines of a log stay whole, and no
-            part of a picture is left.
+        WritingError: the disk is full. Incomplete lines and images are removed.
     """
 
     def add_config(self, config: Config, **kwargs) -> None:
@@ -39,12 +38,12 @@ class LocalVisBackend(MMEngineLocalVisBackend):
             super().add_config(config, **kwargs)
 
     def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs) -> None:
-        """Write a picture, (H, W, 3), RGB, uint8."""
+        """Write an image, (H, W, 3) uint8, RGB."""
         self.experiment  # noqa: B018, as above
         path = Path(self._img_save_dir, f'{name}_{step}.png')
         path.parent.mkdir(parents=True, exist_ok=True)
         content = cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
-        with naming(path, 'the pictures before it are whole'):
+        with naming(path, 'the images before it are complete'):
             try:
                 path.write_bytes(content.tobytes())
             except OSError:
@@ -62,7 +61,7 @@ class LocalVisBackend(MMEngineLocalVisBackend):
 
 
 def raise_if_full(logger: logging.Logger) -> None:
-    """Let a logger raise ``WritingError`` where the disk has no room for its file."""
+    """Let a logger raise ``WritingError`` if the disk is full."""
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handleError = FailedLine(handler)  # type: ignore[method-assign]
@@ -72,14 +71,14 @@ class FailedLine:
     """Handles the error of a line that could not be written.
 
     Args:
-        handler: of the log's file.
+        handler: the log file's.
     """
 
     def __init__(self, handler: logging.FileHandler) -> None:
         self.handler = handler
 
     def __call__(self, record: logging.LogRecord) -> None:
-        """Raise the error, and let no other line be tried."""
+        """Raise the error, and disable the handler."""
         with naming(self.handler.baseFilename, 'the lines before are kept'):
             if isinstance(error := sys.exc_info()[1], OSError):
                 self.handler.setLevel(logging.CRITICAL + 1)
@@ -89,22 +88,23 @@ class FailedLine:
 
 @contextmanager
 def naming_last(folder: str | None) -> Iterator[None]:
-    """Name the picture that a disk had no room for, and remove what there is of it.
+    """Name the label map that was written last if the disk is full, and remove it.
 
-    mmsegmentation's metrics write label maps; Pillow leaves small ones cut off.
+    mmsegmentation's metrics write label maps with Pillow, which leaves incomplete files
+    behind.
 
     Args:
-        folder: where the pictures are written; None if there are none.
+        folder: the folder of the label maps; None if none are written.
     """
     try:
         yield
     except OSError as error:
         if folder is None or error.errno not in NO_ROOM:
             raise
-        pictures = sorted(Path(folder).glob('*'), key=lambda one: one.stat().st_mtime)
-        # The last ones of several processes.
-        torn = [one for one in pictures[-16:] if cv2.imread(str(one)) is None]
-        for one in torn:
-            one.unlink()
-        with naming(torn[-1] if torn else folder, 'the pictures before it are whole'):
+        files = sorted(Path(folder).glob('*'), key=lambda file: file.stat().st_mtime)
+        # Several processes may each have left one.
+        torn = [file for file in files[-16:] if cv2.imread(str(file)) is None]
+        for file in torn:
+            file.unlink()
+        with naming(torn[-1] if torn else folder, 'the files before it are complete'):
             raise

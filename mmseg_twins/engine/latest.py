@@ -1,6 +1,6 @@
-"""Finds the checkpoint to resume from, without damaged ones.
+"""Find the newest intact checkpoint to resume from.
 
-mmengine 0.10.7 takes the path in the file ``last_checkpoint``, whatever is there.
+mmengine 0.10.7 takes the path in the file ``last_checkpoint`` without checking it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ DEFAULT_NAMES = [('iter_', '.pth'), ('epoch_', '.pth')]
 def find_whole_checkpoint(work_dir: str | Path) -> str | None:
     """Find the newest intact checkpoint of a run.
 
-    Candidates are the checkpoint that ``last_checkpoint`` names and those beside it: of
-    smaller numbers, and of larger ones that were written after ``last_checkpoint``, by
-    a run that was killed before it could update it. Other larger ones belong to an
-    earlier run. Without such a file, all checkpoints in ``work_dir`` are candidates. A
-    warning names each damaged checkpoint that is skipped.
+    Candidates are the checkpoint that ``last_checkpoint`` names and those beside it
+    with smaller numbers, or with larger ones if they are newer than
+    ``last_checkpoint``: the run was killed before it could update that file. Other
+    larger numbers belong to an earlier run. Without ``last_checkpoint``, all
+    checkpoints in ``work_dir`` are candidates. A warning names each damaged checkpoint
+    that is skipped.
 
     Returns:
         The path, or None if there is no checkpoint.
 
     Raises:
-        CheckpointError: there are checkpoints, but each is damaged.
+        CheckpointError: all checkpoints are damaged.
     """
     damaged = []
     for path in candidates(Path(work_dir)):
@@ -51,13 +52,13 @@ def find_whole_checkpoint(work_dir: str | Path) -> str | None:
     if not damaged:
         return None
     raise CheckpointError(
-        f'no checkpoint in {work_dir} is whole ({"; ".join(damaged)}); give one with '
+        f'no checkpoint in {work_dir} is intact ({"; ".join(damaged)}); give one with '
         'load_from=PATH resume=True, or move them away to start anew'
     )
 
 
 def candidates(work_dir: Path) -> list[str]:
-    """Return the checkpoints of a run, those to prefer first."""
+    """Return the checkpoints of a run, the preferred ones first."""
     note = work_dir / LAST
     named = note.read_text(encoding='utf-8').strip() if note.is_file() else ''
     if is_url(named):
@@ -68,7 +69,7 @@ def candidates(work_dir: Path) -> list[str]:
             # The folder was moved, or the run was started in another one.
             path = work_dir / path.name
         found = beside(path, note.stat().st_mtime_ns)
-        # A run by epochs that was ended within one has saved `iter_N.pth`.
+        # A run by epochs that was ended within an epoch has saved `iter_N.pth`.
         kinds = [kind for kind in DEFAULT_NAMES if not path.name.startswith(kind[0])]
         earlier = numbered(path.parent, kinds) if len(kinds) == 1 else {}
     else:
@@ -81,11 +82,12 @@ def candidates(work_dir: Path) -> list[str]:
 
 
 def beside(path: Path, written: int) -> dict[Path, int]:
-    """Return a checkpoint and its run's others, with their numbers.
+    """Return a checkpoint and the others of its run, with their numbers.
 
     Args:
-        path: the run's last checkpoint at a time.
-        written: that time; files of larger numbers have to be newer.
+        path: the checkpoint that ``last_checkpoint`` names.
+        written: when that was written, in nanoseconds; checkpoints with larger numbers
+            must be newer.
     """
     match = NUMBERED.fullmatch(path.name)
     if match is None:
@@ -99,7 +101,12 @@ def beside(path: Path, written: int) -> dict[Path, int]:
 
 
 def numbered(folder: Path, names: list[tuple[str, str]]) -> dict[Path, int]:
-    """Return a folder's files whose names are a number between these parts."""
+    """Return the numbers of the files in a folder whose names are PREFIX NUMBER SUFFIX.
+
+    Args:
+        folder: the folder.
+        names: pairs of prefix and suffix.
+    """
     matches = {file: NUMBERED.fullmatch(file.name) for file in folder.glob('*')}
     return {
         file: int(match[2])
@@ -109,7 +116,7 @@ def numbered(folder: Path, names: list[tuple[str, str]]) -> dict[Path, int]:
 
 
 def damage(path: str) -> str | None:
-    """Return what is wrong with a checkpoint, as the end of a sentence.
+    """Return the damage of a checkpoint as the end of a sentence; None if intact.
 
     PyTorch's files are zip archives, with a table of contents at the end and checksums.
     URLs, and folders, as DeepSpeed and sharded checkpoints are, count as intact.
@@ -122,18 +129,15 @@ def damage(path: str) -> str | None:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError):
-        return 'is truncated or no checkpoint'
+        return 'is truncated or not a checkpoint'
     return None if broken is None else f'is damaged: its part {broken!r} has changed'
 
 
 def digest(path: str | None) -> str:
-    """Return what tells a checkpoint's content from that of others.
+    """Return a digest of a checkpoint's content, as the end of a sentence.
 
-    PyTorch's files have the checksums of their parts in the table at their end, so that
-    they need not be read once more.
-
-    Returns:
-        The end of a sentence; empty for what is no file of this kind.
+    It is made of the checksums that PyTorch's files have in the table at their end, so
+    that the file need not be read again. It is empty for files of another kind.
     """
     try:
         with zipfile.ZipFile(path or '') as archive:

@@ -1,17 +1,17 @@
-"""Layer-wise learning rate decay: the closer to the image, the smaller the rate.
+"""Layer-wise learning rate decay: smaller rates for layers closer to the image.
 
 As in BEiT (arXiv 2106.08254) and ConvNeXt (arXiv 2201.03545), for a Twins backbone of
 N blocks:
 
 ====================================================  ================================
-layer                                                 holds
+layer                                                 parts
 ====================================================  ================================
 0                                                     the first patch embedding
-1 ... N                                               the blocks, through all stages
+1 ... N                                               the blocks of all stages
 that of its stage's block 0                           each later patch embedding, each
                                                       position encoding
 that of its stage's last block                        each norm after a stage (SVT)
-N + 1                                                 all outside the backbone
+N + 1                                                 everything outside the backbone
 ====================================================  ================================
 
 The learning rate of a layer is multiplied by ``decay_rate ** (N + 1 - layer)``. The
@@ -72,7 +72,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
         if self.base_lr is None:
             raise SettingError(
-                'layer decay scales optim_wrapper.optimizer.lr, which is not given'
+                'layer decay scales optim_wrapper.optimizer.lr, which is missing'
             )
         self.decay_rate = float(rate)
 
@@ -117,13 +117,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         self._log(module, layers, depth, num_groups=len(merged))
 
     def scale(self, layer: int, depth: int) -> float:
-        """Return the factor of a layer's learning rate in a backbone of some blocks."""
+        """Return the factor of a layer's rate in a backbone of ``depth`` blocks."""
         return self.decay_rate ** (depth + 1 - layer)
 
     def _log(
         self, model: nn.Module, layers: dict[int, int], depth: int, num_groups: int
     ) -> None:
-        """Log a line for each layer: its rate, its size, and what is in it."""
+        """Log a line for each layer: its rate, its size, and its modules."""
         sizes: dict[int, int] = {}
         contents: dict[int, dict] = {}
         for name, parameter in model.named_parameters():
@@ -132,10 +132,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 sizes[layer] = sizes.get(layer, 0) + parameter.numel()
                 contents.setdefault(layer, {})[short_name(name, layer <= depth)] = None
         lines = [
-            f'Layer decay {self.decay_rate:g} through {depth} blocks, {num_groups} '
-            'parameter groups. These are the rates before any schedule; a '
-            'custom_keys.lr_mult multiplies them.',
-            'layer   factor        lr  parameters  holds',
+            f'Layer decay {self.decay_rate:g} over {depth} blocks, {num_groups} '
+            'parameter groups. These are the rates before any schedule, without '
+            'custom_keys.lr_mult.',
+            'layer   factor        lr  parameters  modules',
         ]
         for layer in sorted(sizes):
             factor = self.scale(layer, depth)
@@ -160,13 +160,13 @@ def number_layers(model: nn.Module) -> tuple[dict[int, int], int]:
     if not backbones:
         raise SettingError(
             'layer decay needs a backbone mmseg_twins.PCPVT or mmseg_twins.SVT, '
-            f'and this {type(model).__name__} has none; leave out '
+            f'but this {type(model).__name__} has none; leave out '
             'optim_wrapper.constructor'
         )
     depths = {sum(backbone.sizes.depths) for backbone in backbones}
     if len(depths) > 1:
         raise SettingError(
-            'layer decay needs backbones of one depth, and this model has some of '
+            'layer decay needs backbones of one depth, but those of this model have '
             f'{" and ".join(map(str, sorted(depths)))} blocks'
         )
     layers: dict[int, int] = {}
@@ -176,8 +176,8 @@ def number_layers(model: nn.Module) -> tuple[dict[int, int], int]:
         for name, parameter in backbone.named_parameters():
             if id(parameter) not in layers:
                 raise SettingError(
-                    'layer decay does not know which layer of '
-                    f'{type(backbone).__name__} the parameter {name!r} belongs to'
+                    'layer decay does not know to which layer of '
+                    f'{type(backbone).__name__} the parameter {name!r} belongs'
                 )
     return layers, depths.pop()
 
@@ -195,7 +195,7 @@ def parts_of(backbone: Twins) -> Iterator[tuple[int, nn.Module]]:
 
 
 def short_name(name: str, in_backbone: bool) -> str:
-    """Return what the log calls a parameter's module, such as ``layers.0.1``."""
+    """Return the name of a parameter's module for the log, such as ``layers.0.1``."""
     head, *rest = name.split('.')
     if not in_backbone:
         return head

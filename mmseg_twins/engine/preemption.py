@@ -1,4 +1,4 @@
-"""Ends a run at a scheduler's signal, with a checkpoint of all that it has done."""
+"""Ends a training at a scheduler's signal, after saving a checkpoint."""
 
 from __future__ import annotations
 
@@ -36,52 +36,52 @@ STATUS = 75
 
 
 class Preempted(SystemExit):
-    """Ends the process with the status ``STATUS``; no error, so without a traceback."""
+    """Ends the process with the status ``STATUS``, without a traceback."""
 
     def __init__(self) -> None:
         super().__init__(STATUS)
 
 
 class NoBatchYet(BaseException):
-    """Leaves the wait for a first batch, where there is no other way out of it."""
+    """Raised by the signal handler to end the wait for a first batch."""
 
 
 @HOOKS.register_module()
 class Preemption(Hook):
-    """Ends a training at a signal, after a checkpoint.
+    """Ends a training at a signal, after saving a checkpoint.
 
-    At the first signal the iteration is finished, with ``accumulative_counts`` those up
-    to the optimizer's next step; a validation ends after the batch at hand, and is
-    repeated by the resumed run. All processes of a run end at the same iteration, at
-    most one later than a single one would, whichever of them got the signal. A
-    checkpoint is saved, and the process exits with the status 75. A single process does
-    not wait for the first batch of a training, an epoch or a validation. Before the
-    first iteration there is nothing to save. A signal more than 3 seconds after the
-    first does what it would do without this hook.
+    At the first signal the current iteration is finished, with ``accumulative_counts``
+    all up to the optimizer's next step; a validation ends after its current batch, and
+    the resumed run repeats it. All processes of a run end at the same iteration, at
+    most one later than a single process would, whichever of them got the signal. A
+    checkpoint is saved, and the process exits with status 75. A single process does not
+    wait for the first batch of a training, an epoch or a validation. Before the first
+    iteration there is nothing to save. A signal that arrives more than 3 seconds after
+    the first has its usual effect.
 
-    Processes agree in one reduction of a number an iteration, whose result is read an
-    iteration later, so that nothing waits for an accelerator. A validation is agreed on
-    where all processes have the same number of batches, as mmengine's samplers deal
-    them; otherwise it is finished first.
+    Processes agree by reducing one number per iteration and read the result an
+    iteration later, so that nothing waits for an accelerator. They also agree during a
+    validation if all have the same number of batches, as with mmengine's samplers;
+    otherwise the validation is finished first.
 
-    Processes that load data ignore the signals, provided that they start after this
-    hook: those of training do with ``ExactResume``.
+    Data loading processes ignore the signals, provided that they start after this hook;
+    with ``ExactResume``, those of a training do.
 
     Args:
         signals: names of the signals.
-        requeue: a command for the shell that submits the run again, such as
+        requeue: a shell command that submits the run again, such as
             ``'scontrol requeue $SLURM_JOB_ID'``. The first process runs it after the
-            checkpoint is whole.
+            checkpoint is saved.
 
     Raises:
-        SettingError: there is no such signal, or none that can be handled, or no
-            ``mmseg_twins.CheckpointHook`` that saves.
+        SettingError: a signal does not exist or cannot be handled, or there is no
+            ``mmseg_twins.CheckpointHook``.
 
     Example:
         >>> default_hooks = dict(preemption=dict(type='mmseg_twins.Preemption'))
     """
 
-    # After the hooks that change what is saved, and those that save.
+    # After the hooks that change or save checkpoints.
     priority = 'LOWEST'
 
     def __init__(
@@ -94,37 +94,38 @@ class Preemption(Hook):
         self._received: signal.Signals | None = None
         self._received_at = 0.0
         self._originals: dict[signal.Signals, signal._HANDLER] = {}
-        # Loaders, and what their processes called at their start before.
+        # Data loaders whose processes ignore signals, and their worker_init_fn before.
         self._shielded: dict[DataLoader, Callable | None] = {}
         self._pid = 0
-        # Before the first iteration, and before the first batch of what follows.
+        # Whether this is before the first iteration, and before the first batch of a
+        # training, an epoch or a validation.
         self._is_starting = self._awaits_batch = False
         self._is_validating = False
-        self._is_polled = True  # validations
+        self._is_polled = True  # whether processes agree during validations
         self._ends_with_epoch = False
         self._pending: Tensor | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Handle signals while the training loop runs, and no longer."""
+        """Handle signals while the training loop runs."""
         loop = runner._train_loop
-        if not isinstance(loop, BaseLoop):  # a test, or a validation alone
+        if not isinstance(loop, BaseLoop):  # a test or a mere validation
             return
         if not any(isinstance(hook, CheckpointHook) for hook in runner.hooks):
             raise SettingError(
-                'Preemption: no hook saves the checkpoint; give default_hooks='
+                'Preemption: no hook saves the checkpoint; set default_hooks='
                 "dict(checkpoint=dict(type='mmseg_twins.CheckpointHook', ...))"
             )
         loop.run = partial(self._handle_signals, runner, loop.run)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Let processes that are still to start ignore the signals."""
+        """Let data loading processes that start from now on ignore the signals."""
         self._shield(runner.train_loop.dataloader)
         self._await_batch(runner, is_validating=False)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        """From here on there is something to save."""
+        """Note that from now on there is something to save."""
         self._is_starting = self._awaits_batch = self._is_validating = False
 
     def after_train_iter(
@@ -134,7 +135,7 @@ class Preemption(Hook):
         data_batch: dict | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """End here, or with the epoch if this is its last iteration."""
+        """End the run here, or with the epoch if this is its last iteration."""
         loop, done = runner.train_loop, runner.iter + 1
         if not self._agree() or has_unused_gradients(runner, done):
             return
@@ -145,12 +146,12 @@ class Preemption(Hook):
             self._end(runner, done, runner.epoch)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """End after an epoch, once its schedules have been stepped."""
+        """End the run after an epoch, once its schedulers have been stepped."""
         if self._ends_with_epoch:
             self._end(runner, runner.iter, runner.epoch + 1)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Find out whether all processes count the same batches."""
+        """Find out whether all processes have the same number of batches."""
         if self._originals and get_world_size() > 1:
             count = len(runner.val_loop.dataloader)
             counts = torch.tensor([count, -count], device=get_comm_device())
@@ -161,7 +162,7 @@ class Preemption(Hook):
     def before_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        """End in a validation, which the resumed run repeats."""
+        """End the run during a validation, which the resumed run repeats."""
         self._awaits_batch = self._is_starting
         if not self._originals or not self._is_polled or not self._agree():
             return
@@ -171,7 +172,7 @@ class Preemption(Hook):
     def _handle_signals(self, runner: Runner, run: Callable) -> torch.nn.Module:
         self._received = self._pending = None
         self._ends_with_epoch = False
-        # One process of several must not leave before the others know of it.
+        # One of several processes must not end before the others know of the signal.
         self._is_starting = self._awaits_batch = get_world_size() == 1
         self._pid = os.getpid()
         if runner.val_loop is not None:
@@ -180,10 +181,10 @@ class Preemption(Hook):
             self._originals = {
                 each: signal.signal(each, self._receive) for each in self.signals
             }
-        except ValueError:  # Python handles signals in its main thread alone
+        except ValueError:  # Python handles signals in its main thread only
             runner.logger.warning(
-                'Preemption: the training runs in a thread, where signals cannot be '
-                'handled'
+                'Preemption: signals are not handled, because the training does not '
+                'run in the main thread'
             )
         try:
             return run()
@@ -194,7 +195,7 @@ class Preemption(Hook):
             self._end_shielded(runner)
 
     def _await_batch(self, runner: Runner, *, is_validating: bool) -> None:
-        """Let a signal end the wait for a first batch, of a single process."""
+        """Let a signal end a single process's wait for a first batch."""
         self._is_validating = is_validating
         if not self._originals or get_world_size() > 1:
             return
@@ -208,21 +209,21 @@ class Preemption(Hook):
         if not self._is_starting:
             self._end(runner, runner.iter, runner.epoch)
         runner.logger.warning(
-            f'{self._received.name}: the run ends before its first iteration; '
-            f'nothing is to be saved (exit status {STATUS})'
+            f'{self._received.name}: the run ends before its first iteration, with '
+            f'nothing to save (exit status {STATUS})'
         )
         self._submit_again(runner)
         self._leave()
 
     def _shield(self, loader: DataLoader) -> None:
-        """Let the processes that a loader is going to start ignore the signals."""
+        """Let the future processes of a data loader ignore the signals."""
         if loader in self._shielded:  # in an earlier epoch
             return
         self._shielded[loader] = loader.worker_init_fn
         loader.worker_init_fn = partial(_ignore, self.signals, loader.worker_init_fn)
 
     def _end_shielded(self, runner: Runner) -> None:
-        """End the processes that ignore signals, for which Python's exit would wait."""
+        """End the processes that ignore signals, or Python's exit waits for them."""
         batches = getattr(runner.train_loop, 'dataloader_iterator', None)
         if hasattr(batches, 'close'):
             batches.close()
@@ -237,7 +238,7 @@ class Preemption(Hook):
         self._originals = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        """Note a signal; no more, as this may be below a logger that writes."""
+        """Note a signal, without logging: it may have interrupted the logger."""
         if os.getpid() != self._pid:  # a process that was forked before it was shielded
             return
         now = time.monotonic()
@@ -250,7 +251,7 @@ class Preemption(Hook):
             os.kill(self._pid, number)
 
     def _agree(self) -> bool:
-        """Return whether a process has got a signal, the same in all processes."""
+        """Return whether any process has got a signal; all return the same."""
         received = self._received is not None
         if get_world_size() == 1:
             return received
@@ -271,7 +272,7 @@ class Preemption(Hook):
         """
         if self._is_validating:
             for each in runner.hooks:
-                if isinstance(each, EMAHook):  # gives the model its own weights back
+                if isinstance(each, EMAHook):  # restores the model's own weights
                     each.after_val_epoch(runner)
         hook = next(each for each in runner.hooks if isinstance(each, CheckpointHook))
         path = hook.save_now(runner, done=done, epoch=epoch)
@@ -279,10 +280,10 @@ class Preemption(Hook):
         broadcast_object_list(names)
         runner.logger.warning(
             f'{names[0]}: the run ends after iteration {done}; {path} is saved, and '
-            f'--resume goes on from there (exit status {STATUS})'
+            f'--resume continues from there (exit status {STATUS})'
         )
         self._submit_again(runner)
-        barrier()  # a launcher ends the others once the first one has left
+        barrier()  # a launcher kills the other processes once the first one has ended
         self._leave()
 
     def _leave(self) -> NoReturn:
@@ -320,10 +321,10 @@ def has_unused_gradients(runner: Runner, done: int) -> bool:
 
 
 def signal_named(name: str) -> signal.Signals:
-    """Return a signal that a process can handle.
+    """Return a signal by its name.
 
     Raises:
-        SettingError: there is none of this name.
+        SettingError: it does not exist or cannot be handled.
     """
     found = getattr(signal.Signals, str(name), None)
     if not isinstance(found, signal.Signals) or name in ('SIGKILL', 'SIGSTOP'):

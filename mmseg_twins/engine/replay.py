@@ -1,4 +1,4 @@
-"""Repeats one iteration of a training, to see where a bad number comes from."""
+"""Repeat one iteration of a training to find where NaN or infinity comes from."""
 
 from __future__ import annotations
 
@@ -35,16 +35,17 @@ SAVING = ('CheckpointHook', 'Preemption')
 
 
 def prepare_replay(cfg: Config, iteration: int) -> str | None:
-    """Change a training's config to one that leads up to an iteration.
+    """Change a training's config for a replay of an iteration.
 
-    It resumes from the newest whole checkpoint before the iteration. It validates and
-    saves nothing, and logs into a folder of its own in the work dir.
+    The run resumes from the newest intact checkpoint before the iteration, validates
+    and saves nothing, and logs to a folder of its own in the work dir.
 
     Returns:
-        The checkpoint, or None if the training begins anew.
+        The checkpoint; None if the training starts from its beginning.
 
     Raises:
-        SettingError: no checkpoint precedes the iteration, and the config has no seed.
+        SettingError: there is neither a checkpoint from before the iteration nor a
+            seed in the config.
     """
     start = None
     for path in candidates(Path(cfg.work_dir)):
@@ -60,9 +61,9 @@ def prepare_replay(cfg: Config, iteration: int) -> str | None:
         if cfg.get('randomness', {}).get('seed') is None:
             raise SettingError(
                 f'--replay {iteration}: {cfg.work_dir} has no checkpoint from before '
-                'that iteration, and the config has no seed to begin anew with; the '
-                'one that was drawn is in the log (and in bad_batches, if the run met '
-                'a bad number): give it with --cfg-options randomness.seed=SEED'
+                'that iteration, and the config has no seed to start over with; give '
+                'the seed in the log (or in bad_batches) with --cfg-options '
+                'randomness.seed=SEED'
             )
     for key in ('val_cfg', 'val_dataloader', 'val_evaluator'):
         cfg[key] = None
@@ -81,18 +82,19 @@ def saves(hook: dict | None) -> bool:
 
 
 def replay(runner: Runner, iteration: int) -> str:
-    """Train up to an iteration and examine it.
+    """Train up to an iteration and examine that one.
 
     Args:
         runner: of a config that :func:`prepare_replay` has changed.
         iteration: its number in the log; the first one is 1.
 
     Returns:
-        The iteration's images, learning rate and losses, and where in the network the
-        first number arises that is NaN or infinite.
+        The iteration's images, learning rate and losses, and where in the network NaN
+        or infinity arises first.
 
     Raises:
-        SettingError: the training does not have the iteration, or lacks ExactResume.
+        SettingError: the training does not have the iteration, or the config does not
+            have ExactResume.
     """
     runner.register_hook(Examination(iteration))
     try:
@@ -102,20 +104,20 @@ def replay(runner: Runner, iteration: int) -> str:
     raise SettingError(f'--replay {iteration}: the training has ended before that')
 
 
-class Finished(Exception):  # noqa: N818, it is no error
-    """Ends the training; its text is the report."""
+class Finished(Exception):  # noqa: N818, not an error
+    """Ends the training; its message is the report."""
 
 
 class Examination(Hook):
     """Computes the losses and gradients of one iteration, and ends the training."""
 
-    priority = 'LOWEST'  # behind ExactResume, which seeds what the model draws from
+    priority = 'LOWEST'  # after ExactResume, which seeds the generators
 
     def __init__(self, iteration: int) -> None:
         self.iteration = iteration
 
     def before_train(self, runner: Runner) -> None:
-        """Check that the iteration will be met."""
+        """Check that the training will reach the iteration."""
         first, last = runner.iter + 1, runner.max_iters
         if not first <= self.iteration <= last:
             raise SettingError(
@@ -124,14 +126,14 @@ class Examination(Hook):
             )
         if not any(isinstance(hook, ExactResume) for hook in runner.hooks):
             raise SettingError(
-                f'--replay {self.iteration}: the config lacks the hook '
-                'mmseg_twins.ExactResume, without which an iteration cannot be repeated'
+                f'--replay {self.iteration}: repeating an iteration needs the hook '
+                'mmseg_twins.ExactResume; add it to custom_hooks'
             )
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        """Examine the iteration, once it is the one."""
+        """Examine the iteration when it is reached."""
         if runner.iter + 1 < self.iteration:
             return
         found = all_gather_object(examine(runner, data_batch))
@@ -144,7 +146,7 @@ class Examination(Hook):
 
 
 def examine(runner: Runner, data_batch: Any) -> str:
-    """Return what one process finds in a batch, a line for each fact."""
+    """Return the findings of one process for its batch, one per line."""
     wrapper, model = runner.optim_wrapper, runner.model
     segmentor = unwrapped(model)
     lines = [f'images: {", ".join(image_files(data_batch)) or "unknown"}']
@@ -153,8 +155,8 @@ def examine(runner: Runner, data_batch: Any) -> str:
     if bad:
         lines.append(f'not finite before the iteration: {", ".join(bad)}')
 
-    # Compiled modules would not call hooks. Processes do not share their gradients, so
-    # that each sees what its own images lead to.
+    # Compiled modules would not call hooks. Gradients are not averaged over processes,
+    # so that each examines those of its own images.
     unshared = model.no_sync() if hasattr(model, 'no_sync') else nullcontext()
     with torch.compiler.set_stance('force_eager'), watch(segmentor) as seen, unshared:
         # An error in the backward pass of one process would leave the others waiting.
@@ -185,12 +187,12 @@ def examine(runner: Runner, data_batch: Any) -> str:
 
 
 class Seen:
-    """What hooks have seen.
+    """Where hooks have found NaN or infinity.
 
     Attributes:
-        outputs: modules whose output has a bad number, in the order of computation.
-        gradients: outputs and parameters whose gradient has one, in that order.
-        last: the output whose gradient was the last one to be finite before those.
+        outputs: modules with such an output, in the order of computation.
+        gradients: outputs and parameters with such a gradient, likewise.
+        last: the last output or parameter with a finite gradient before those.
     """
 
     def __init__(self) -> None:
@@ -199,7 +201,7 @@ class Seen:
         self.last = 'the loss'
 
     def output(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        """Look at a module's output, and at the gradient that it will get."""
+        """Check a module's output, and later its gradient."""
         for value in tree_leaves(output):
             if has_bad_numbers(value):
                 self.outputs.append(name)
@@ -207,7 +209,7 @@ class Seen:
                 value.register_hook(partial(self.gradient, f'the output of {name}'))
 
     def gradient(self, name: str, gradient: Tensor) -> None:
-        """Look at a gradient."""
+        """Check a gradient."""
         if has_bad_numbers(gradient):
             self.gradients.append(name)
         elif not self.gradients:
@@ -216,7 +218,7 @@ class Seen:
 
 @contextmanager
 def watch(model: nn.Module) -> Iterator[Seen]:
-    """Collect where numbers are not finite in forward and backward pass."""
+    """Collect where forward and backward pass have NaN or infinity."""
     seen = Seen()
     handles = [
         module.register_forward_hook(partial(seen.output, name or 'the segmentor'))
@@ -235,7 +237,7 @@ def watch(model: nn.Module) -> Iterator[Seen]:
 
 
 def backward(loss: Tensor, seen: Seen) -> list[str]:
-    """Compute gradients; return what is not finite there, and PyTorch's own report."""
+    """Run the backward pass; return where it is not finite, and PyTorch's report."""
     lines, problem = [], None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
@@ -244,7 +246,7 @@ def backward(loss: Tensor, seen: Seen) -> list[str]:
         except RuntimeError as error:
             problem = str(error)
     if seen.gradients or problem:
-        at = f'at {seen.gradients[0]}' if seen.gradients else 'behind it'
+        at = f'at {seen.gradients[0]}' if seen.gradients else 'after it'
         lines.append(
             f'backward pass: the first gradient that is not finite is {at}; the last '
             f'finite one before it is at {seen.last}'

@@ -2,7 +2,7 @@
 
 mmengine's ``load_from`` loads the tensors that fit and only logs the rest, so that a
 checkpoint of another variant leaves random weights. Here any difference is an error,
-except in the layers that are named, and in the auxiliary head.
+except in the auxiliary head and in layers that are left out on purpose.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ CLASSIFICATION_LAYERS = ('decode_head.conv_seg', 'auxiliary_head.conv_seg')
 class StartFrom(Hook):
     """Loads weights before the first iteration, except for some layers.
 
-    A bare backbone is loaded into the backbone, and all heads stay as they are; so do
-    the norms after the stages, if it is a classifier's, which has none. Of a segmentor,
-    all is loaded but the layers with one output for each class; its auxiliary head,
-    which predictions do not use, is loaded only if it fits.
+    A bare backbone is loaded into the backbone, and the heads keep their weights; so do
+    the norms after the stages, if the checkpoint is a classifier's without them. Of a
+    segmentor, everything is loaded but the layers with one output for each class; its
+    auxiliary head, which predictions do not use, is loaded only if it fits.
 
     A resumed training uses its own checkpoint instead. Hooks that follow the loading of
     checkpoints, such as ``EMAHook``, are called.
@@ -41,13 +41,13 @@ class StartFrom(Hook):
     Args:
         checkpoint: path, http(s) URL or ``twins://`` name of a backbone or segmentor in
             mmsegmentation's layout, in PyTorch's or the safetensors format. Nothing in
-            it can run. None starts from scratch.
-        leave_out: names of modules or tensors to leave as they are; by default the
+            it can run. None to start from scratch.
+        leave_out: names of modules or tensors that are not loaded; by default the
             layers with one output for each class. Unknown names are ignored.
 
     Raises:
-        SettingError: ``leave_out`` is no sequence of names, no weights have the name,
-            or the checkpoint differs from the model elsewhere.
+        SettingError: ``leave_out`` is not a sequence of names, there are no published
+            weights of that name, or the checkpoint differs from the model elsewhere.
         CheckpointError: the checkpoint cannot be read.
 
     Example:
@@ -68,7 +68,7 @@ class StartFrom(Hook):
             isinstance(name, str) for name in leave_out
         ):
             raise SettingError(
-                f'StartFrom: leave_out={leave_out!r} is no list of names, such as '
+                f'StartFrom: leave_out={leave_out!r} is not a list of names, such as '
                 f'{list(CLASSIFICATION_LAYERS)}'
             )
         self.checkpoint = checkpoint
@@ -128,7 +128,7 @@ class StartFrom(Hook):
         return without(found, leave_out)
 
     def remedy(self) -> str:
-        """Return what mends a checkpoint that does not fit."""
+        """Return how to fix a checkpoint that does not fit."""
         if is_name(str(self.checkpoint)):
             config = find_weights(str(self.checkpoint)).config
             return f'inherit from the config that these weights fit, {config}'
@@ -146,7 +146,7 @@ def only(state: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
 
 
 def parts_without(names: Iterable[str], loaded: Collection[str]) -> list[str]:
-    """Return what is not loaded: tensors, or parts of the model none of which is."""
+    """Return the tensors that are not loaded, or parts without any that is."""
     begun = {name.partition('.')[0] for name in loaded}
     new = [name for name in names if name not in loaded]
     parts = [name.partition('.')[0] for name in new]
@@ -158,7 +158,7 @@ def read_weights(source: str) -> Mapping[str, Tensor]:
     """Return the state dict of a file, URL or name.
 
     Raises:
-        SettingError: no weights have the name.
+        SettingError: there are no published weights of that name.
         CheckpointError: it cannot be found, downloaded or read.
     """
     try:

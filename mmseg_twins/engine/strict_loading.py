@@ -1,7 +1,8 @@
 """Refuses a checkpoint that does not fit the model.
 
-mmengine loads the tensors that fit and logs the rest, so that a checkpoint of another
-variant, or for other classes, leaves random weights, whose scores look like results.
+mmengine loads the tensors that fit and only logs the rest, so that a checkpoint of
+another variant, or with other classes, leaves random weights, whose scores look like
+results.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class StrictLoading(Hook):
     ``tools/test.py`` adds this hook to every config.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected or of another shape, outside
-            of the auxiliary head.
+        CheckpointError: a tensor outside the auxiliary head is missing, unexpected or
+            mismatched.
     """
 
     priority = 'VERY_HIGH'  # before hooks that change the checkpoint

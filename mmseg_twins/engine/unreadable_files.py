@@ -1,8 +1,8 @@
 """Names images and masks that cannot be read, and lets a training go on without them.
 
-mmengine 0.10.7 ends a training at such a file, at an empty one without its name; with
-``ignore_empty=True`` it takes up to a thousand other samples without a word. A mask of
-another size than its image ends in an error about tensors, if at all.
+mmengine 0.10.7 ends a training at such a file, without the name of an empty one; with
+``ignore_empty=True`` it silently tries up to a thousand other samples. A mask whose
+size differs from its image's ends in an error about tensors, if at all.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ from ..registry import HOOKS
 class UnreadableFiles(Hook):
     """Skips training samples that cannot be read, and names their files once.
 
-    These are files that are missing, empty, damaged or no images, and masks of another
-    size than their image. The dataset draws another sample in place of such a one, with
+    These are files that are missing, empty, damaged or not images, and masks whose size
+    differs from their image's. The dataset draws another sample instead, with
     ``ExactResume`` the same one in a resumed training. In a validation or a test, whose
     results would change, such a file is an error.
 
-    OpenCV reports truncated JPEG files since version 5; earlier ones fill up the rest.
+    OpenCV reports truncated JPEG files since version 5; earlier versions fill the rest
+    with gray.
 
     Args:
-        max_in_a_row: number of samples of which none can be read, as when a disk is
-            gone, that a process tries one after the other; 0 stops the training at the
-            first.
+        max_in_a_row: number of unreadable samples in a row, such as after a disk
+            failure, at which a process stops the training; 0 stops it at the first.
 
     Raises:
-        DataError: that many cannot be read, or a file of a validation or test cannot.
-        SettingError: ``max_in_a_row`` is no number of samples.
+        DataError: that many samples in a row cannot be read, or a file of a validation
+            or test cannot.
+        SettingError: ``max_in_a_row`` is not a number of samples.
 
     Example:
         >>> default_hooks = dict(unreadable=dict(type='mmseg_twins.UnreadableFiles'))
@@ -58,24 +59,24 @@ class UnreadableFiles(Hook):
         self.max_in_a_row = max_in_a_row
 
     def before_train(self, runner: Runner) -> None:
-        """Watch over the training data, before ``ExactResume`` makes its loader."""
+        """Watch the training data, before ``ExactResume`` makes its loader."""
         for dataset in datasets(runner.train_dataloader.dataset):
             skipped = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
             watch(dataset, skipped, self.max_in_a_row)
 
     def before_val(self, runner: Runner) -> None:
-        """Watch over the validation's data."""
+        """Watch the validation data."""
         for dataset in datasets(runner.val_dataloader.dataset):
             watch(dataset)
 
     def before_test(self, runner: Runner) -> None:
-        """Watch over the test's data."""
+        """Watch the test data."""
         for dataset in datasets(runner.test_dataloader.dataset):
             watch(dataset)
 
 
 def datasets(dataset: Any) -> Iterator[BaseDataset]:
-    """Yield a dataset, or those that it wraps."""
+    """Yield a dataset, or the datasets that it wraps."""
     if isinstance(dataset, BaseDataset):
         yield dataset
         return
@@ -94,13 +95,13 @@ def watch(
 
 
 class WatchedPipeline(Compose):
-    """A pipeline that names the file that a transform cannot read.
+    """A pipeline whose errors name the file that a transform cannot read.
 
     Args:
         pipeline: the dataset's.
-        skipped: whether a sample has been skipped, by its index. It lies in the memory
-            that all workers share, so that each is named once.
-        max_in_a_row: number of samples to skip before it is an error.
+        skipped: for each sample, whether it has been skipped; in memory that all
+            workers share, so that each file is named once. None if none may be skipped.
+        max_in_a_row: number of samples in a row at which to raise an error.
     """
 
     def __init__(
@@ -120,10 +121,10 @@ class WatchedPipeline(Compose):
                 )
 
     def __call__(self, data: dict) -> dict | None:
-        """Return the sample, or None for one to be replaced.
+        """Return the sample, or None if the dataset is to draw another one.
 
         Raises:
-            DataError: a file cannot be read, and no more samples are to be skipped.
+            DataError: a file cannot be read, and no more samples may be skipped.
         """
         index = data.get('sample_idx')
         try:
@@ -135,11 +136,11 @@ class WatchedPipeline(Compose):
             if self.in_a_row >= self.max_in_a_row:
                 raise DataError(
                     f'{self.in_a_row} samples in a row cannot be read, the last one '
-                    f'because {error}; is a disk gone?'
+                    f'because {error}; check that the disk is there'
                 ) from error
             if not self.skipped[index]:
                 self.skipped[index] = True
-                # Other processes of a distributed run show nothing below an error.
+                # All processes but the first show errors only.
                 print_log(
                     f'{error}: another sample takes its place',
                     logger='current',
@@ -150,7 +151,7 @@ class WatchedPipeline(Compose):
         return result
 
     def _load(self, data: dict) -> dict | None:
-        """Transform a sample, and raise ``DataError`` where a file cannot be read."""
+        """Transform a sample; raise ``DataError`` if a file cannot be read."""
         result: dict | None = data
         for transform in self.transforms:
             given = result
@@ -166,7 +167,7 @@ class WatchedPipeline(Compose):
                     f'{path} cannot be read ({reason(path, error)})'
                 ) from error
             if result is None:
-                if path is not None:  # as transforms with ignore_empty do it
+                if path is not None:  # from transforms with ignore_empty
                     raise DataError(f'{path} cannot be read ({reason(path)})')
                 return None
             if path is not None:
@@ -175,7 +176,7 @@ class WatchedPipeline(Compose):
 
 
 def file_to_read(transform: object, data: dict) -> str | None:
-    """Return the file that a transform is about to read, if it does."""
+    """Return the file that a transform is about to read, if any."""
     if 'img' not in data:
         return data.get('img_path')
     is_loader = type(transform).__name__.startswith('Load')
@@ -188,10 +189,10 @@ def reason(path: str, error: Exception | None = None) -> str:
         return error.strerror
     if Path(path).is_file() and Path(path).stat().st_size == 0:
         return 'it is empty'
-    # What OpenCV and Pillow make of it, by way of mmcv and mmsegmentation.
+    # What mmcv and mmsegmentation raise if OpenCV or Pillow fails.
     kinds = (AssertionError, AttributeError, UnidentifiedImageError)
     if error is None or isinstance(error, kinds):
-        return 'it is no image, or a damaged one'
+        return 'it is not an image, or damaged'
     return one_line(error)
 
 
@@ -199,7 +200,7 @@ def check_size(path: str, data: dict) -> None:
     """Check that a mask has the size of its image.
 
     Raises:
-        DataError: it has another one.
+        DataError: it does not.
     """
     mask, image = data.get('gt_seg_map'), data.get('ori_shape', ())
     if path != data.get('seg_map_path') or mask is None or len(image) != 2:

@@ -358,10 +358,10 @@ def test_the_guard_is_taken_out_again():
     ('options', 'words'),
     [
         (dict(on_bad='ignore'), "on_bad='ignore'; give one of stop, skip"),
-        (dict(max_skips=0), 'max_skips=0; give a whole number from 1'),
-        (dict(window=2.5), 'window=2.5; give a whole number from 1'),
-        (dict(spike=-1), 'spike=-1; give a number above 0'),
-        (dict(spike=math.nan), 'spike=nan; give a number above 0'),
+        (dict(max_skips=0), 'max_skips=0; give a positive integer'),
+        (dict(window=2.5), 'window=2.5; give a positive integer'),
+        (dict(spike=-1), 'spike=-1; give a positive number'),
+        (dict(spike=math.nan), 'spike=nan; give a positive number'),
     ],
 )
 def test_arguments_without_a_meaning_are_refused(options: dict, words: str):

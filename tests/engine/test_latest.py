@@ -139,5 +139,5 @@ def test_training_says_in_one_sentence_that_nothing_is_whole(
 
     assert exit_.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith('train.py: error: no checkpoint in runs is whole')
+    assert error.startswith('train.py: error: no checkpoint in runs is intact')
     assert Path('runs/iter_2.pth').exists()

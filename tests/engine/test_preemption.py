@@ -547,7 +547,7 @@ def test_a_process_whose_peer_was_killed_says_so_and_the_run_goes_on(
     assert first.wait(60) == 1
     error = (tmp_path / 'out_0.txt').read_text().splitlines()[-1]
     assert 'another process of this run has ended or does not answer' in error
-    assert 'is whole: go on with --resume' in error
+    assert 'is intact: continue with --resume' in error
 
     last = {'train_cfg.max_iters': int((names(tmp_path / 'run')[-1])[5:-4]) + 2}
     options = [f'{key}={value}' for key, value in last.items()]

@@ -120,7 +120,7 @@ def test_the_iteration_is_the_one_of_the_training(replayed, iteration: int):
         (
             'root',
             [
-                'backward pass: the first gradient that is not finite is behind it',
+                'backward pass: the first gradient that is not finite is after it',
                 "Function 'MulBackward0' returned nan values",
                 'return (value * 0).sqrt()',
             ],
@@ -184,7 +184,7 @@ def test_an_iteration_before_all_checkpoints_is_replayed_from_the_start(
         (['--replay', '0'], '--replay 0: '),
         (
             ['--replay', '1', '--cfg-options', 'randomness.seed=None'],
-            'the config has no seed to begin anew with',
+            'the config has no seed to start over with',
         ),
         (
             [
@@ -193,7 +193,7 @@ def test_an_iteration_before_all_checkpoints_is_replayed_from_the_start(
                 '--cfg-options',
                 'default_hooks.resuming.type=IterTimerHook',
             ],
-            'lacks the hook mmseg_twins.ExactResume',
+            'needs the hook mmseg_twins.ExactResume',
         ),
     ],
 )

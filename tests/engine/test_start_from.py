@@ -155,7 +155,7 @@ def test_without_a_checkpoint_training_starts_from_scratch():
     [
         (
             lambda _: Segmentor(width=6).state_dict(),
-            'backbone.weight is 6x3x1x1 there and 4x3x1x1 in the model',
+            'backbone.weight is 6x3x1x1 in the checkpoint and 4x3x1x1 in the model',
         ),
         (
             lambda state: {k: v for k, v in state.items() if k != 'backbone.bias'},
@@ -171,7 +171,7 @@ def test_without_a_checkpoint_training_starts_from_scratch():
         ),
         (
             lambda _: Segmentor(width=6).backbone.state_dict(),
-            'backbone.weight is 6x3x1x1 there and 4x3x1x1 in the model',
+            'backbone.weight is 6x3x1x1 in the checkpoint and 4x3x1x1 in the model',
         ),
     ],
 )
@@ -230,7 +230,7 @@ def test_a_name_that_does_not_fit_is_answered_with_one_that_does(
 
 
 def test_leave_out_must_be_a_list():
-    with pytest.raises(SettingError, match='no list of names'):
+    with pytest.raises(SettingError, match='not a list of names'):
         StartFrom(checkpoint=None, leave_out='decode_head.conv_seg')
 
 

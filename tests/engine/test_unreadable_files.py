@@ -51,7 +51,7 @@ def empty(path: Path) -> None:
 
 
 def no_image(path: Path) -> None:
-    path.write_bytes(b'This is no image.' * 99)
+    path.write_bytes(b'This is not an image.' * 99)
 
 
 def of_another_size(path: Path) -> None:
@@ -62,9 +62,9 @@ def of_another_size(path: Path) -> None:
     ('kind', 'damage', 'reason'),
     [
         ('images', empty, 'it is empty'),
-        ('images', no_image, 'it is no image'),
+        ('images', no_image, 'it is not an image'),
         ('annotations', missing, 'No such file'),
-        ('annotations', no_image, 'it is no image'),
+        ('annotations', no_image, 'it is not an image'),
         ('annotations', of_another_size, 'it is 7x9 px, its image'),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_training_without_any_readable_file_ends(data: Path, tmp_path: Path):
 def test_the_first_file_ends_it_where_none_is_to_be_skipped(data: Path, tmp_path: Path):
     for path in images(data):
         no_image(path)
-    with pytest.raises(DataError, match=r'cannot be read \(it is no image'):
+    with pytest.raises(DataError, match=r'cannot be read \(it is not an image'):
         run(data, tmp_path, default_hooks__unreadable__max_in_a_row=0)
 
 
@@ -127,7 +127,7 @@ def test_what_a_worker_raises_is_one_sentence(data: Path, tmp_path: Path):
 
     said = sentence(raised.value)
     assert said.startswith('10 samples in a row cannot be read')
-    assert said.endswith('is a disk gone?')
+    assert said.endswith('check that the disk is there')
 
 
 def test_other_errors_are_raised_as_they_are(data: Path, tmp_path: Path, monkeypatch):
