@@ -1,1 +1,1 @@
-"""Backbones, decode heads and layers, as mmsegmentation's ``models`` has them."""
+"""Backbones, decode heads, segmentors and layers."""

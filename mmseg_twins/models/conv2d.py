@@ -1,4 +1,4 @@
-"""A convolution layer that heads and necks build by ``conv_cfg``."""
+"""A convolution layer for the ``conv_cfg`` of heads and necks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from .. import ops
 from ..registry import MODELS
 
-# What the heads build their convolutions with, unless they are told otherwise.
+# The heads' default conv_cfg.
 CONV_CFG = dict(type='mmseg_twins.Conv2d')
 
 
 @MODELS.register_module()
 class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` whose plain 3x3 convolutions are :func:`mmseg_twins.ops.conv3x3`.
+    """``nn.Conv2d`` that uses :func:`mmseg_twins.ops.conv3x3` if it is a plain 3x3 one.
 
     Same arguments, parameters and results, up to rounding.
     """

@@ -2,7 +2,7 @@
 
 Locally-grouped self-attention (LSA, section 3.2) attends within windows; global
 sub-sampled attention (GSA, section 3.2; the spatial-reduction attention of PVT) lets
-every token attend to a summary of the map by a strided convolution. Both map tokens
+every token attend to a map that a strided convolution has reduced. Both map tokens
 (B, H, W, C) to tokens (B, H, W, C).
 
 Departures from the official ``segmentation/gvt.py``:
@@ -54,7 +54,7 @@ class LSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within windows; (B, H, W, C) to (B, H, W, C)."""
-        x = ops.in_autocast_type(x)  # less to move
+        x = ops.in_autocast_type(x)  # before partitioning, to move fewer bytes
         tokens, windows = ops.to_windows(x, self.window_size)  # (B * H * W, C)
         dropout_rate = self.attn_drop_rate if self.training else 0.0
         out = ops.window_attention(
@@ -72,8 +72,7 @@ class GSA(nn.Module):
         sr_ratio: kernel and stride of the convolution that reduces the map; 1
             attends to the map itself. Rows and columns that do not fill a kernel are
             left out, as in the official code.
-        norm_cfg: the reduced map's normalization; an ``eps`` that it does not give is
-            1e-5.
+        norm_cfg: the reduced map's normalization; ``eps`` is 1e-5 by default.
         qkv_bias: whether query, key, value and output projection have a bias.
         attn_drop_rate: dropout rate of the attention weights.
         drop_rate: dropout rate of the output.
@@ -118,14 +117,14 @@ class GSA(nn.Module):
         return self.proj_drop(self.attn.out_proj(out))
 
     def projections(self, c: int) -> tuple:
-        """Return weights and biases, each as (query's, key's and value's)."""
+        """Return weights and biases, each as a pair: query, key and value together."""
         weights = ops.in_autocast_type(self.attn.in_proj_weight).split([c, 2 * c])
         if self.attn.in_proj_bias is None:
             return weights, (None, None)
         return weights, ops.in_autocast_type(self.attn.in_proj_bias).split([c, 2 * c])
 
     def reduce(self, x: Tensor) -> Tensor:
-        """Return the map to attend to, (B, H // sr_ratio, W // sr_ratio, C)."""
+        """Return the reduced map, (B, H // sr_ratio, W // sr_ratio, C)."""
         if self.sr_ratio == 1:
             return x
         return self.norm(self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))

@@ -1,7 +1,7 @@
-"""What a Twins stage is made of, besides attention (arXiv 2104.13840, section 3).
+"""The layers of a Twins stage besides attention (arXiv 2104.13840, section 3).
 
-Patch embedding, conditional position encoding (arXiv 2102.10882) and the
-transformer block, which is handed its attention. Tokens are (B, H, W, C).
+Patch embedding, conditional position encoding (arXiv 2102.10882) and the transformer
+block, whose attention is an argument. Tokens are (B, H, W, C).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class PatchEmbedding(nn.Module):
     odd-sized image is lost.
 
     Args:
-        in_channels: channels of the map that comes in.
+        in_channels: channels of the input map.
         embed_dims: channels of the tokens.
         patch_size: the convolution's kernel.
         stride: the convolution's stride.
-        norm_cfg: the normalization; an ``eps`` that it does not give is 1e-5.
+        norm_cfg: the normalization; ``eps`` is 1e-5 by default.
     """
 
     def __init__(
@@ -94,22 +94,22 @@ class MLP(FFN):
         first, second = self.layers[0][0], self.layers[1]
         replaced = type(first) is not Linear or type(second) is not Linear
         if replaced or (self.training and self.drop_rate):
-            # All that FFN.forward does here; PyTorch 2.6 does not compile that one.
+            # The same as FFN.forward, which PyTorch 2.6 cannot compile.
             return self.layers(x)
         return ops.mlp(x, first.weight, first.bias, second.weight, second.bias)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block around an attention that it is given.
+    """Pre-norm transformer block around a given attention.
 
-    Stochastic depth acts once on each residual branch, here and nowhere else. A sample
-    drops one branch or the other independently.
+    Stochastic depth acts once on each residual branch, here and nowhere else, and drops
+    the two branches of a sample independently.
 
     Args:
         attention: maps (B, H, W, C) to (B, H, W, C).
         embed_dims: channels, C.
         mlp_ratio: hidden width of the MLP, in multiples of ``embed_dims``.
-        norm_cfg: both normalizations; an ``eps`` that it does not give is 1e-6.
+        norm_cfg: both normalizations; ``eps`` is 1e-6 by default.
         drop_rate: dropout rate after each layer of the MLP.
         drop_path_rate: probability with which a sample skips a branch.
     """

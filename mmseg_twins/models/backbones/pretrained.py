@@ -1,4 +1,4 @@
-"""Checks of pretrained weights, and their use for other numbers of image channels.
+"""Check pretrained weights, and adapt them to other numbers of image channels.
 
 mmengine loads ``init_cfg=dict(type='Pretrained', ...)`` without strictness: a file
 whose names do not fit leaves random weights and a line in the log. Here it is an
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, SettingError
 from ...state_dicts import compare, shape_of
 
-# What an ImageNet checkpoint may lack: SVT's norms after the stages are new in
-# segmentation.
+# May be missing: ImageNet classifiers do not have SVT's norms after the stages.
 ALLOWED_MISSING = 'norm_list.'
 FIRST_CONV = 'patch_embeds.0.projection.weight'
 RGB = 3
@@ -29,7 +28,7 @@ RGB = 3
 
 @contextmanager
 def pretrained_input(backbone: BaseModule) -> Iterator[None]:
-    """Fit the first convolution of weights that are loaded to the backbone's images."""
+    """Adapt the first convolution of loaded weights to the number of channels."""
     if backbone.in_channels == RGB:
         yield
         return
@@ -42,7 +41,7 @@ def pretrained_input(backbone: BaseModule) -> Iterator[None]:
 
 
 def fit_input(module: nn.Conv2d, state: dict[str, Tensor], prefix: str, *_) -> None:
-    """Replace a convolution's weight for RGB images in a state dict."""
+    """Adapt a convolution's weight for RGB images in a state dict."""
     name = f'{prefix}weight'
     if name in state and state[name].shape[1] == RGB:
         state[name] = with_channels(state[name], module.in_channels)
@@ -72,12 +71,9 @@ def with_channels(weight: Tensor, channels: int) -> Tensor:
 def check_pretrained(backbone: BaseModule) -> None:
     """Check every ``Pretrained`` entry of a backbone's ``init_cfg``.
 
-    Args:
-        backbone: its ``init_cfg`` is read.
-
     Raises:
-        CheckpointError: a checkpoint that cannot be found or read.
-        SettingError: a checkpoint without this backbone's names and shapes.
+        CheckpointError: a checkpoint cannot be found or read.
+        SettingError: a checkpoint does not have the backbone's names and shapes.
     """
     entries = backbone.init_cfg or []
     for entry in [entries] if isinstance(entries, dict) else entries:
@@ -89,9 +85,9 @@ def check_checkpoint(backbone: BaseModule, source: str, prefix: str | None) -> N
     """Check one checkpoint, as :func:`check_pretrained` says."""
     if '://' not in str(source) and not Path(source).is_file():
         raise CheckpointError(
-            f'init_cfg.checkpoint={str(source)!r} is no file; give the path or URL of '
-            'a checkpoint, a name such as twins://svt-s, or init_cfg=None for random '
-            'weights'
+            f'init_cfg.checkpoint={str(source)!r} is not a file; give the path or URL '
+            'of a checkpoint, a name such as twins://svt-s, or init_cfg=None for '
+            'random weights'
         )
     loaded = CheckpointLoader.load_checkpoint(str(source), map_location='cpu')
     prefix = f'{prefix.rstrip(".")}.' if prefix else ''
@@ -120,6 +116,6 @@ def check_checkpoint(backbone: BaseModule, source: str, prefix: str | None) -> N
     for name, (given, expected) in differences.mismatched.items():
         raise SettingError(
             f'init_cfg.checkpoint={str(source)!r} is of another size: {name!r} is '
-            f'{shape_of(given)} there and {shape_of(expected)} in this {model}; give '
-            'the checkpoint of the same arch'
+            f'{shape_of(given)} in the checkpoint and {shape_of(expected)} in this '
+            f'{model}; give a checkpoint of the same arch'
         )

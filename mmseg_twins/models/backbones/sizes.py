@@ -1,9 +1,9 @@
-"""The sizes of Twins, stage by stage, and the check of those that a user gives.
+"""The sizes of the Twins variants by stage, and checks of sizes in configs.
 
 Tables: arXiv 2104.13840, tables 7 (PCPVT) and 8 (SVT), with the values of the
 official ``segmentation/gvt.py``. The row ``None`` holds the defaults of
-mmsegmentation's built-in class of the same name, which apply where no ``arch`` is
-asked for, so that a config written for the built-in means the same here.
+mmsegmentation's built-in class of the same name, which apply without ``arch``, so that
+a config written for the built-in means the same here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...errors import SettingError
 
 @dataclass(frozen=True)
 class Sizes:
-    """One size of a family. Every field but ``qkv_bias`` has a value per stage.
+    """The sizes of a variant. Every field but ``qkv_bias`` has one value per stage.
 
     Attributes:
         embed_dims: channels.
@@ -29,8 +29,8 @@ class Sizes:
         sr_ratios: kernel and stride of the convolution that makes GSA's keys and
             values.
         window_sizes: side of LSA's windows in tokens; None in a family without LSA.
-        patch_sizes: kernel of the patch embedding; 4, then 2, where not given.
-        strides: stride of the patch embedding; 4, then 2, where not given.
+        patch_sizes: kernel of the patch embedding; by default 4, then 2.
+        strides: stride of the patch embedding; by default 4, then 2.
         qkv_bias: whether query, key and value have a bias.
     """
 
@@ -51,7 +51,7 @@ class Sizes:
 
     @property
     def min_image_side(self) -> int:
-        """Return the smallest image side in pixels of which every stage keeps a token."""
+        """Return the smallest image side, in pixels, that every stage can handle."""
         return max(
             math.prod(self.strides[: stage + 1]) * ratio
             for stage, ratio in enumerate(self.sr_ratios)
@@ -83,19 +83,19 @@ def choose_sizes(
     arch: str | None,
     given: Mapping[str, Any],
 ) -> Sizes:
-    """Return a row of a family's table, with what the user gives in its place.
+    """Return a row of a family's table, with some of its fields overridden.
 
     Args:
-        table: the family's sizes, by ``arch``.
-        arch: the row.
+        table: the family's sizes by ``arch``.
+        arch: selects the row.
         given: fields of :class:`Sizes` that override the row's.
 
     Returns:
         The sizes, checked and complete.
 
     Raises:
-        TypeError: ``given`` has a name that is none of the family's sizes.
-        SettingError: no such ``arch``, or a value that makes no backbone.
+        TypeError: ``given`` has a name that is not a field of the family's sizes.
+        SettingError: ``arch`` does not exist, or a value is not allowed.
     """
     if arch not in table:
         allowed = ', '.join(repr(name) for name in table if name)
@@ -131,8 +131,8 @@ def as_stages(name: str, value: Sequence[float]) -> tuple[float, ...]:
     """Return ``value`` as a tuple of positive numbers, one per stage.
 
     Raises:
-        SettingError: it is no list of positive numbers; all but ``mlp_ratios`` are
-            whole.
+        SettingError: it is not a list of positive numbers, which must be integers in
+            all but ``mlp_ratios``.
     """
     kinds = (int, float) if name == 'mlp_ratios' else int
     if (
@@ -140,15 +140,15 @@ def as_stages(name: str, value: Sequence[float]) -> tuple[float, ...]:
         or not value
         or not all(isinstance(n, kinds) and n > 0 for n in value)
     ):
-        whole = '' if name == 'mlp_ratios' else 'whole '
+        numbers = 'numbers' if name == 'mlp_ratios' else 'integers'
         raise SettingError(
-            f'{name}={value!r} is no list of {whole}numbers above 0, one per stage'
+            f'{name}={value!r} is not a list of positive {numbers}, one per stage'
         )
     return tuple(value)
 
 
 def check_sizes(sizes: Sizes) -> None:
-    """Check what the fields of ``sizes`` have to do with one another.
+    """Check that the fields of ``sizes`` are consistent.
 
     Raises:
         SettingError: the fields have different numbers of stages, or the heads of a
@@ -161,7 +161,7 @@ def check_sizes(sizes: Sizes) -> None:
     }
     if len(set(lengths.values())) > 1:
         raise SettingError(
-            'every list needs one value per stage, all the same number; given: '
+            'all lists need the same length, one value per stage; given: '
             + ', '.join(f'{name} {length}' for name, length in lengths.items())
         )
     for stage, (dims, heads) in enumerate(
@@ -170,6 +170,6 @@ def check_sizes(sizes: Sizes) -> None:
         if dims % heads:
             raise SettingError(
                 f'num_heads[{stage}]={heads} does not divide '
-                f'embed_dims[{stage}]={dims}; each head needs the same whole number '
-                'of channels'
+                f'embed_dims[{stage}]={dims}; all heads need the same number of '
+                'channels'
             )

@@ -1,11 +1,11 @@
 """The Twins backbones PCPVT and SVT (arXiv 2104.13840): pyramids of four stages.
 
-A stage: patch embedding, block 0, conditional position encoding, the other blocks,
-and in SVT a LayerNorm. PCPVT's blocks use global sub-sampled attention (section
-3.1); SVT's take turns at locally-grouped and global sub-sampled attention (3.2).
+A stage consists of patch embedding, block 0, conditional position encoding, the other
+blocks, and in SVT a LayerNorm. PCPVT's blocks use global sub-sampled attention (section
+3.1); SVT's alternate between locally-grouped and global sub-sampled attention (3.2).
 
-The numbers are those of the official ``segmentation/gvt.py``, its padding mask
-mended (see :mod:`.attention`). Names and shapes of the parameters are those of
+Results are those of the official ``segmentation/gvt.py`` with its padding mask fixed
+(see :mod:`.attention`). Names and shapes of the parameters are those of
 mmsegmentation's built-in ``PCPVT`` and ``SVT``, whose checkpoints load strictly.
 """
 
@@ -33,37 +33,37 @@ from .sizes import PCPVT_SIZES, SVT_SIZES, Sizes, choose_sizes
 
 
 class Twins(BaseModule):
-    """What PCPVT and SVT share; a family is a table of sizes.
+    """Base class of PCPVT and SVT, which differ in their tables of sizes.
 
     Args:
-        arch: ``'small'``, ``'base'`` or ``'large'``. Without it the sizes are the
+        arch: ``'small'``, ``'base'`` or ``'large'``. Without it, the sizes are the
             defaults of mmsegmentation's built-in class, meant to be overridden.
         in_channels: channels of the image.
         out_indices: stages whose maps are returned, counted from 0; None for all.
         norm_cfg: all normalizations. A LayerNorm without ``eps`` gets the official
             values: 1e-6 in blocks and after stages, 1e-5 in patch embeddings and
-            inside GSA. ``dict(type='LN', eps=1e-5)`` is mmsegmentation's choice.
-        norm_after_stage: whether a normalization ends each stage.
+            inside GSA. mmsegmentation uses ``dict(type='LN', eps=1e-5)``.
+        norm_after_stage: whether each stage ends with a normalization.
         drop_rate: dropout rate of tokens, projections and MLPs.
         attn_drop_rate: dropout rate of attention weights.
-        drop_path_rate: stochastic depth of the last block, growing linearly from 0
-            at the first, once on each residual branch.
+        drop_path_rate: stochastic depth rate of the last block; rates grow linearly
+            from 0 at the first block and apply once to each residual branch.
         frozen_stages: -1 freezes nothing, 0 the first patch embedding, n the first
             n stages: no gradients, and evaluation mode while the model trains.
         norm_eval: whether normalizations stay in evaluation mode while the model
             trains (LayerNorm is the same in both).
-        with_cp: whether each block's activations are computed anew in the backward
-            pass (activation checkpointing) instead of being kept.
-        pretrained: deprecated, a checkpoint; give ``init_cfg``.
-        init_cfg: initialization, as mmengine takes it, such as
+        with_cp: whether each block's activations are recomputed in the backward pass
+            (activation checkpointing) instead of being kept.
+        pretrained: a checkpoint; deprecated, use ``init_cfg``.
+        init_cfg: initialization as in mmengine, such as
             ``dict(type='Pretrained', checkpoint=PATH_OR_URL)``.
         given_sizes: fields of :class:`~.sizes.Sizes` that override those of ``arch``:
             embed_dims, num_heads, mlp_ratios, depths, sr_ratios, window_sizes (SVT),
-            patch_sizes, strides (a value per stage), qkv_bias.
+            patch_sizes, strides (one value per stage), qkv_bias.
 
     Raises:
-        TypeError: an argument that does not exist.
-        SettingError: an argument whose value makes no backbone; says which.
+        TypeError: an argument does not exist.
+        SettingError: the value of an argument is not allowed; the message names it.
     """
 
     size_table: ClassVar[Mapping[str | None, Sizes]]
@@ -183,8 +183,8 @@ class Twins(BaseModule):
         """Initialize as the official code does, then as ``init_cfg`` says.
 
         Raises:
-            CheckpointError: ``init_cfg`` names a checkpoint that cannot be read.
-            SettingError: the checkpoint does not hold this backbone's weights.
+            CheckpointError: the checkpoint in ``init_cfg`` cannot be read.
+            SettingError: the checkpoint does not have this backbone's weights.
         """
         if not self.is_init:
             for module in self.modules():
@@ -194,7 +194,7 @@ class Twins(BaseModule):
             super().init_weights()
 
     def train(self, mode: bool = True) -> Twins:
-        """Set training or evaluation mode; what is frozen stays in evaluation."""
+        """Set training or evaluation mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         self._freeze()
         if self.norm_eval:
@@ -311,7 +311,7 @@ def init_as_official(module: nn.Module) -> None:
 def init_cfg_with_pretrained(
     init_cfg: dict | list[dict] | None, pretrained: str | None
 ) -> dict | list[dict] | None:
-    """Return ``init_cfg``, or the one that the deprecated ``pretrained`` stands for."""
+    """Return ``init_cfg``, or the equivalent of the deprecated ``pretrained``."""
     entries = init_cfg if isinstance(init_cfg, list) else [init_cfg]
     if init_cfg is not None and not all(
         isinstance(entry, dict) and 'type' in entry for entry in entries

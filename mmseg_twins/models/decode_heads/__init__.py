@@ -1,4 +1,4 @@
-"""Decode heads that compute what mmsegmentation's do, at less cost."""
+"""mmsegmentation's decode heads at less cost."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from .loss import CrossEntropyMixin
 class FPNHead(CrossEntropyMixin, MMSegFPNHead):
     """mmsegmentation's ``FPNHead``: same arguments, state dict, logits and loss.
 
-    Unlike there, sizes of maps do not become Python integers, so that they stay open
-    under ``torch.export``.
+    Unlike in mmsegmentation, sizes of maps do not become Python integers, so that they
+    stay dynamic under ``torch.export``.
     """
 
     def __init__(self, *args, conv_cfg: dict | None = None, **kwargs) -> None:

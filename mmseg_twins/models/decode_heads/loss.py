@@ -1,4 +1,4 @@
-"""The usual loss of a decode head, as one operation with the upsampling."""
+"""The usual loss of a decode head, fused with the upsampling of its logits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ... import ops
 
 
 class CrossEntropyMixin:
-    """Computes the softmax cross entropy of a head of mmsegmentation at less cost.
+    """Computes the softmax cross entropy of mmsegmentation's heads at less cost.
 
     Loss, ``acc_seg`` and gradients are those of the head itself up to rounding. A head
-    with another loss, with several, or with a pixel sampler computes them as
-    mmsegmentation does.
+    with another loss, several losses or a pixel sampler computes them as mmsegmentation
+    does.
 
     Example:
         >>> from mmseg.models.decode_heads import FCNHead as MMSegFCNHead
@@ -60,7 +60,7 @@ class CrossEntropyMixin:
 
 
 def plain_cross_entropy(head: CrossEntropyMixin) -> CrossEntropyLoss | None:
-    """Return the head's loss if it is nothing but the mean of a cross entropy."""
+    """Return the head's loss if it is a single cross entropy, averaged over pixels."""
     criterion = head.loss_decode
     if isinstance(criterion, nn.ModuleList):
         if len(criterion) != 1:

@@ -1,4 +1,4 @@
-"""Segmentors that predict what mmsegmentation's do, in bounded memory."""
+"""mmsegmentation's segmentors, with prediction in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""mmsegmentation's ``EncoderDecoder``, which predicts in bounded memory.
+"""mmsegmentation's ``EncoderDecoder``, with prediction in bounded memory.
 
-mmsegmentation holds all classes' logits at the image's full resolution several times;
-sliding windows add theirs up in a tensor of the image's size, each padded to it. Here
-labels are made tile by tile of logits at the decode head's resolution
-(:mod:`mmseg_twins.ops.upsampled_labels`): memory grows with the width of an image that
-windows slide over, not with its area. :meth:`EncoderDecoder.predict_strips` holds
+mmsegmentation holds the logits of all classes at the image's full resolution several
+times, and pads those of each sliding window to the image's size to add them up. Here
+labels are computed tile by tile from logits at the decode head's resolution
+(:mod:`mmseg_twins.ops.upsampled_labels`): with sliding windows, memory grows with the
+width of an image, not with its area. :meth:`EncoderDecoder.predict_strips` holds
 neither the image nor its labels. Training is mmsegmentation's.
 """
 
@@ -32,7 +32,7 @@ Progress = Callable[[int, int], None]
 
 
 class LeftOut(PixelData):
-    """Stands for logits that were not kept, and says what keeps them."""
+    """Stands for logits that were not kept; using it raises an error that explains."""
 
     def __getattr__(self, name: str) -> Tensor:
         if name == 'data':
@@ -49,15 +49,15 @@ class EncoderDecoder(MMSegEncoderDecoder):
     """mmsegmentation's ``EncoderDecoder``: same arguments, state dict and labels.
 
     Labels differ where a pixel's two largest logits are equal up to rounding.
-    ``type='EncoderDecoder'`` goes back to the built-in one.
+    ``type='EncoderDecoder'`` selects mmsegmentation's.
 
-    ``test_cfg`` takes three more entries. ``keep_logits=True`` predicts as
+    ``test_cfg`` has three more entries. ``keep_logits=True`` predicts as
     mmsegmentation does, with the logits of every pixel as ``seg_logits``, which are
-    left out otherwise. ``batch_windows`` is the number of windows that go through the
-    network at a time, 1 by default. ``confidence=True`` adds the probability of each
-    pixel's label to the samples, as ``confidence``.
+    left out otherwise. ``batch_windows`` is the number of windows in a batch, 1 by
+    default. ``confidence=True`` adds the probability of each pixel's label to the
+    samples, as ``confidence``.
 
-    :class:`mmseg_twins.LossMetric` makes it compute the loss of images that have a
+    With :class:`mmseg_twins.LossMetric`, it also computes the loss of images with
     ground truth.
 
     Raises:

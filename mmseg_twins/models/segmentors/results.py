@@ -1,4 +1,4 @@
-"""What the strips of an image become: labels, their probability, a loss."""
+"""Results of an image, computed strip by strip: labels, their probability, a loss."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ... import ops
 from ...errors import SettingError
 from ..decode_heads.loss import plain_cross_entropy
 
-# mmengine's place for what the parts of a run tell each other.
+# Key of mmengine's message hub, which the parts of a run share.
 WANTED = 'mmseg_twins.LossMetric'
 LOSS = 'loss_of_pixels'
 
 
 def want_loss() -> None:
-    """Let the segmentors of the current run compute the loss of what they predict."""
+    """Make the segmentors of the current run compute the loss of predictions."""
     MessageHub.get_current_instance().update_info(WANTED, True, resumed=False)
 
 

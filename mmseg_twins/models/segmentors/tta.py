@@ -17,10 +17,10 @@ class SegTTAModel(MMSegSegTTAModel):
     """mmsegmentation's ``SegTTAModel``: same arguments and labels.
 
     The logits of each view of an image stay at the decode head's resolution, and
-    probabilities are averaged tile by tile. Those of a single class are the sigmoid of
-    its logits, which mmsegmentation takes twice. A segmentor other than this package's
-    :class:`EncoderDecoder`, and one that keeps its logits, is tested as mmsegmentation
-    does.
+    probabilities are averaged tile by tile. For a single class, the probability is the
+    sigmoid of the logit, which mmsegmentation applies twice. Segmentors other than this
+    package's :class:`EncoderDecoder`, and those that keep logits, are tested as in
+    mmsegmentation.
     """
 
     def test_step(self, data: dict | Sequence) -> list[SegDataSample]:

@@ -1,4 +1,4 @@
-"""Where an image is predicted: as a whole, or in windows that slide over it."""
+"""Regions in which an image is predicted: the whole image, or sliding windows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Placement(NamedTuple):
 
 
 def check_test_cfg(test_cfg: Mapping) -> None:
-    """Check how images are predicted.
+    """Check the settings of prediction.
 
     Args:
         test_cfg: the model's.
@@ -89,7 +89,7 @@ def sliding_grid(
 ) -> Grid:
     """Return the windows with which mmsegmentation covers an image.
 
-    The last ones are moved back to end with the image.
+    The last ones are moved back to end at the border of the image.
     """
     height, width = (min(pair) for pair in zip(crop_size, size, strict=True))
     return Grid(
@@ -101,7 +101,7 @@ def sliding_grid(
 
 
 def starts(length: int, window: int, stride: int) -> tuple[int, ...]:
-    """Return where windows begin that cover an axis; the last one ends with it."""
+    """Return the starts of windows that cover an axis; the last window ends with it."""
     steps = -(-(length - window) // stride)
     return tuple(min(i * stride, length - window) for i in range(steps + 1))
 
@@ -144,7 +144,7 @@ def placement(meta: Mapping, size: tuple[int, int]) -> Placement:
 
 
 class Mosaic:
-    """The logits of the windows of images, put side by side.
+    """The logits of the windows of images, side by side.
 
     Args:
         grid: the windows.

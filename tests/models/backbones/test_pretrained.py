@@ -99,5 +99,5 @@ def test_images_with_equal_channels_keep_their_features(channels, checkpoint):
 
 def test_weights_for_other_images_than_rgb_fit_the_same_only(checkpoint):
     backbone = tiny('SVT', **checkpoint(tiny('SVT', in_channels=4).state_dict()))
-    with pytest.raises(ValueError, match=r'8x4x4x4 there and 8x3x4x4'):
+    with pytest.raises(ValueError, match=r'8x4x4x4 in the checkpoint and 8x3x4x4'):
         backbone.init_weights()
