@@ -1,16 +1,16 @@
-"""Operations that the models are made of: the one place where speed lives.
+"""The operations of the models, optimized for speed.
 
 Each operation is a module here with its derivation. It has a *portable* version in
-plain PyTorch, which is right on every device, under ``torch.compile``,
-``torch.export`` with open sizes, ``torch.jit.trace``, ``torch.func`` and autocast, and
-in second derivatives. Where a measurement shows that it pays, there is a *CPU* version
-as well. The functions below choose, and nothing else does: the CPU version for tensors
-on a CPU in eager mode, the portable one for everything else.
+plain PyTorch, which is correct on every device, under ``torch.compile``,
+``torch.export`` with dynamic sizes, ``torch.jit.trace``, ``torch.func`` and autocast,
+and in second derivatives. If measurements show a gain, there is a *CPU* version as
+well. The functions below, and nothing else, choose: the CPU version for tensors on a
+CPU in eager mode, the portable one for everything else.
 
 To force the portable versions, set ``MMSEG_TWINS_OPS=portable`` in the environment or
-use the context manager :func:`use`. A graph that a runtime is to execute on a CPU is
-traced with ``use('graph')``: where the runtime's own version is slow, an operation is
-then composed of others.
+use the context manager :func:`use`. A graph for a runtime on a CPU is traced with
+``use('graph')``, which composes an operation of others if the runtime's own version is
+slow.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def use(choice: str) -> Iterator[None]:
             portable versions that are fast in runtimes for exported graphs on a CPU.
 
     Raises:
-        SettingError: ``choice`` is neither.
+        SettingError: ``choice`` is none of these.
 
     Example:
         >>> from mmseg_twins import ops

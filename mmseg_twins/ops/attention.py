@@ -3,12 +3,12 @@
 ``scaled_dot_product_attention`` is fused, and the portable version. On a CPU there is
 one case in which it is slow: training in half precision, where the fused kernel's
 backward pass (PyTorch 2.13) takes up to six times as long as plain products and a
-softmax, most of all for windows. Where the attention weights are many, the CPU version
-does not keep them; it computes them again in the backward pass, a chunk of queries at
-a time, as the fused kernel does.
+softmax, most of all for windows. If there are many attention weights, the CPU version
+does not keep them; it recomputes them in the backward pass, a chunk of queries at a
+time, as the fused kernel does.
 
-On an accelerator, many samples (windows of a large map, above all) go through the
-kernel in chunks, as it cannot take them at once.
+On an accelerator, large numbers of samples (such as the windows of a large map) are
+passed to the kernel in chunks, because it cannot handle them at once.
 
 For a gradient ``dy`` of ``y = W v`` with ``W = softmax(q k')``, each chunk of queries
 adds its part to::
@@ -26,10 +26,10 @@ from torch.nn import functional as F
 from .differentiation import differentiable_gradients
 from .tracing import is_open, is_traced, is_transformed
 
-# Heads of all samples that one kernel takes on an accelerator: CUDA's attention kernels
-# count samples, or heads of samples, in a dimension of the grid that ends here.
+# Maximum number of heads of all samples in a kernel on an accelerator: CUDA's attention
+# kernels use a grid dimension of this maximum size for samples or their heads.
 MAX_HEADS = 2**16 - 1
-# Attention weights of a head, up to which keeping them for the backward pass is cheap.
+# Maximum number of attention weights per head that are kept for the backward pass.
 SMALL_ATTENTION = 2**16
 # Bytes of attention weights in a chunk of queries.
 CHUNK = 2**22

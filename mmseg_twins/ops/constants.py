@@ -1,4 +1,4 @@
-"""Tensors of constant numbers, which an accelerator fetches once."""
+"""Tensors of constant numbers, which are copied to an accelerator once."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from .tracing import is_traced
 
-# Tensors that are kept for later calls.
+# Number of tensors that are cached.
 CACHE_SIZE = 64
 
 
 def constant(values: Sequence[float], dtype: torch.dtype, like: Tensor) -> Tensor:
     """Return numbers as a tensor on the device of another one.
 
-    Copying numbers to an accelerator waits for all that it is doing, so the tensor is
-    kept. Do not write to it.
+    Copying numbers to an accelerator waits for all of its pending work, so the tensor
+    is cached. Do not write to it.
 
     Args:
         values: the numbers.

@@ -1,4 +1,4 @@
-"""Gradients of gradients, for operations with a backward pass of their own."""
+"""Second derivatives of operations with hand-written backward passes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def differentiable_gradients(
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradients of an expression as a graph, for second derivatives.
 
-    A hand-written backward pass calls this where ``torch.is_grad_enabled()``, which is
-    so under ``create_graph=True`` alone.
+    A hand-written backward pass calls this if ``torch.is_grad_enabled()``, which is
+    true only under ``create_graph=True``.
 
     Args:
         expression: what the operation computes, in plain PyTorch.
@@ -45,11 +45,11 @@ def differentiable_gradients(
 
 
 def contiguous_gradient(x: Tensor) -> Tensor:
-    """Return ``x``, whose gradient will be contiguous in memory as well.
+    """Return ``x``, and make its gradient contiguous in memory.
 
-    A head may return the gradient of tokens (B, H, W, C) in the memory of (B, C, H, W).
-    It would stay like that along the residual connections, and every block would have
-    to turn it around for itself.
+    A head may return the gradient of tokens (B, H, W, C) in the memory format of
+    (B, C, H, W). It would keep that format along the residual connections, and every
+    block would have to convert it.
     """
     if x.requires_grad and not is_traced():
         x.register_hook(_contiguous)

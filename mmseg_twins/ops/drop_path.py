@@ -14,11 +14,11 @@ from torch import Tensor
 
 
 class Kept(NamedTuple):
-    """Which samples keep a branch.
+    """The samples that keep a branch.
 
     Args:
         mask: 1 where the branch is kept and 0 where it is dropped, (B, 1, ..., 1).
-        share: of the samples that keep it, on average.
+        share: expected share of the samples that keep it.
     """
 
     mask: Tensor

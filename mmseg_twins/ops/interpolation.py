@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .tracing import is_traced
 
-# Tensors that are kept for later calls.
+# Number of tensors that are cached.
 CACHE_SIZE = 128
 
 

@@ -1,4 +1,4 @@
-"""What is going on around an operation: tracing, compiling, transforming."""
+"""Detect whether an operation is traced, compiled or transformed."""
 
 from __future__ import annotations
 

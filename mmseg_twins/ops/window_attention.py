@@ -1,14 +1,14 @@
-"""Attention within the windows of a map whose sides need not be multiples of them.
+"""Attention within windows, for maps whose sides need not be multiples of the window.
 
-A map is neither padded nor masked: windows at the right and bottom border have their
-true extent, which is what a correct padding mask computes. Equal windows go through
-attention together: the whole ones, those of the right column, those of the bottom row
-and the corner. In eager mode their tokens are gathered by one kernel, whose order is
-kept for later maps of the size.
+A map is neither padded nor masked: windows at the right and bottom border are smaller,
+which gives the results of a correct padding mask. Windows of equal size are computed
+together: the whole ones, those of the right column, those of the bottom row and the
+corner. In eager mode, one kernel gathers their tokens, with indices that are cached for
+maps of the same size.
 
-Where ``torch.export`` leaves the map's size open, the number of these groups would be
-frozen. There all windows are whole: those that jut out of the map are filled with
-tokens of its border, which are masked.
+With dynamic sizes under ``torch.export``, the number of these groups would be frozen.
+There all windows are whole: those that extend beyond the map are filled with tokens of
+its border, which are masked.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from torch.nn import functional as F
 from .attention import scaled
 from .tracing import is_open, is_traced
 
-# Orders of tokens that are kept for later maps of the size.
+# Number of orders of tokens that are cached.
 CACHE_SIZE = 32
 
 
 class Windows(NamedTuple):
-    """How a map is cut into windows.
+    """The partition of a map into windows.
 
     Args:
         size: the side of a whole window, in tokens.
