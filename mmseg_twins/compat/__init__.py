@@ -1,27 +1,27 @@
-"""Let mmsegmentation run on current PyTorch, with or without mmcv's ops.
+"""Make mmsegmentation run on current PyTorch, with or without mmcv's ops.
 
 :func:`activate`, called when ``mmseg_twins`` is imported, checks the installed versions
 and then applies these patches:
 
-* ``configs``: mmengine finds mmsegmentation by the name of the distribution that is
-  installed (:mod:`.configs`);
+* ``configs``: mmengine finds mmsegmentation under the name of the installed
+  distribution (:mod:`.configs`);
 * ``find_loader``: mmengine and mmcv run on Python 3.14 (:mod:`.find_loader`);
-* ``ops``: with an mmcv that has no compiled ops, a stand-in for ``mmcv.ops``, which
-  four modules of mmsegmentation import whether they use it or not (:mod:`.ops`);
+* ``ops``: for an mmcv without compiled ops, a stand-in for ``mmcv.ops``, which four
+  modules of mmsegmentation import whether they use it or not (:mod:`.ops`);
 * ``checkpoints``: mmengine reads checkpoints with
   :mod:`mmseg_twins.checkpoints.reading`: safely, and in the safetensors format too
   (:mod:`.checkpoints`);
-* ``torch_load``: so do those functions of onedl-mmengine that would run code in a
+* ``torch_load``: so do the functions of onedl-mmengine that would run code in a
   checkpoint (:mod:`.torch_load`);
 * ``cpu_processes``: mmengine trains in several processes without an accelerator
   (:mod:`.cpu_processes`);
 * ``fsdp``: mmengine's FSDPStrategy resumes, and trains without an accelerator
   (:mod:`.fsdp`).
 
-``MMSEG_TWINS_COMPAT`` in the environment chooses among them: ``ops,checkpoints`` are
-these two, ``0`` is none, and all are applied if it is ``1`` or not set. What each has
-done is logged at level debug by the logger ``mmseg_twins.compat``. :mod:`.hook` applies
-them where nothing has imported ``mmseg_twins``.
+The environment variable ``MMSEG_TWINS_COMPAT`` selects patches: ``ops,checkpoints``
+applies these two, ``0`` none, and ``1``, the default, all. The logger
+``mmseg_twins.compat`` reports them at level debug. :mod:`.hook` applies them if nothing
+imports ``mmseg_twins``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from ..errors import SettingError
 from .hook import SETTING, is_chosen
 from .versions import check_versions
 
-# The functions that apply them, each in the module of that name. These modules import
-# mmcv and mmengine, whose versions have to be checked first.
+# The functions that apply the patches, each in the module of that name. These modules
+# import mmcv and mmengine, whose versions must be checked first.
 PATCHES = {
     'configs': 'patch_inheritance',
     'find_loader': 'add_to_pkgutil',
@@ -49,14 +49,14 @@ PATCHES = {
 
 @functools.cache
 def activate() -> bool:
-    """Apply the chosen patches once in a process; later calls do nothing.
+    """Apply the selected patches once per process; later calls do nothing.
 
     Returns:
         Whether compat is active: False if ``MMSEG_TWINS_COMPAT`` is ``0``.
 
     Raises:
         SettingError: ``MMSEG_TWINS_COMPAT`` names a patch that does not exist.
-        ImportError: a package of mmsegmentation's stack is missing or of an
+        ImportError: a package of mmsegmentation's stack is missing or has an
             unsupported version; the message has the command that fixes it.
     """
     setting = os.environ.get(SETTING) or '1'
@@ -65,7 +65,7 @@ def activate() -> bool:
     unknown = set(setting.split(',')) - {'1', *PATCHES}
     if unknown:
         raise SettingError(
-            f'{SETTING}={setting}: there is no patch {min(unknown)!r}; choose from '
+            f'{SETTING}={setting}: there is no patch {min(unknown)!r}; give some of '
             f'{", ".join(PATCHES)}, or 0 for none, or 1 for all'
         )
     check_versions()

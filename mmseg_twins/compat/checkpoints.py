@@ -1,7 +1,7 @@
-"""Let mmengine read checkpoints with the package's reader, by name too.
+"""Make mmengine read checkpoints, and names of weights, with the package's reader.
 
-PyTorch 2.6 and later refuse the classes in mmengine's own checkpoints, unless they are
-allowed one by one; in its downloads, mmengine allows any class.
+PyTorch 2.6 and later refuse the classes in mmengine's own checkpoints unless they are
+allowed one by one; for downloads, mmengine allows any class.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def patch_loaders() -> None:
 
 
 def load_from_local(filename: str, map_location=None) -> dict:
-    """Read a local file; mmengine logs this function's name from its tenth letter."""
+    """Read a local file; mmengine logs ``local``, the end of this function's name."""
     return read_checkpoint(Path(filename).expanduser(), map_location)
 
 

@@ -1,4 +1,4 @@
-"""Let configs inherit from ``mmseg::`` with onedl-mmsegmentation.
+"""Make configs inherit from ``mmseg::`` with onedl-mmsegmentation.
 
 onedl-mmengine 0.10.12 looks for the distribution ``mmsegmentation``, as mmengine does.
 """

@@ -1,10 +1,10 @@
-"""Let mmengine train in several processes without an accelerator.
+"""Make mmengine train in several processes without an accelerator.
 
 mmengine 0.10.7 calls ``torch.cuda.set_device`` for launcher ``pytorch``, passes
-DistributedDataParallel a device number, which CPU modules must not have, and keeps
-PyTorch's SyncBatchNorm, which refuses CPU tensors. All three are fixed in ``Runner``,
-and the first in the strategies of ``FlexibleRunner``; :mod:`.fsdp` fixes the others in
-its FSDPStrategy. Nothing changes on machines with an accelerator.
+DistributedDataParallel a device number, which is not allowed for modules on the CPU,
+and keeps PyTorch's SyncBatchNorm, which refuses CPU tensors. All three are fixed in
+``Runner``, and the first in the strategies of ``FlexibleRunner``; :mod:`.fsdp` fixes
+the others in FSDPStrategy. Nothing changes on machines with an accelerator.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ LOG = logging.getLogger(__package__)
 
 
 def patch_runners() -> None:
-    """Let ``Runner`` and ``FlexibleRunner`` use gloo, and modules on the CPU."""
+    """Make ``Runner`` and ``FlexibleRunner`` use gloo, and modules on the CPU."""
     patch_runner()
     patch_strategies()
     LOG.debug('cpu_processes: several processes can train without an accelerator')
 
 
 def runs_on_cpu_processes(runner: Runner) -> bool:
-    """Return whether a runner is one of several processes on a CPU-only machine."""
+    """Return whether a runner is distributed on a machine without an accelerator."""
     return runner.distributed and get_device() == 'cpu'
 
 
@@ -87,7 +87,7 @@ def patch_runner() -> None:
 
 
 def patch_strategies() -> None:
-    """Let the strategies for several processes use gloo."""
+    """Make the strategies for several processes use gloo."""
     setup_distributed = DDPStrategy._setup_distributed
 
     @functools.wraps(setup_distributed)

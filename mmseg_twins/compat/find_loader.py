@@ -1,7 +1,7 @@
-"""Let mmengine and mmcv look for compiled ops on Python 3.14.
+"""Make mmengine and mmcv find compiled ops on Python 3.14.
 
 mmengine 0.10.7, whenever a training starts, and mmcv call ``pkgutil.find_loader``,
-which is gone from Python 3.14, and compare what it returns with None.
+which Python 3.14 has removed, and compare the result with None.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LOG = logging.getLogger(__package__)
 
 
 def add_to_pkgutil() -> None:
-    """Add ``pkgutil.find_loader``, if Python does not have it."""
+    """Add ``pkgutil.find_loader`` if Python does not have it."""
     if not hasattr(pkgutil, 'find_loader'):
         pkgutil.find_loader = importlib.util.find_spec  # type: ignore[assignment]
         LOG.debug('find_loader: added to pkgutil')

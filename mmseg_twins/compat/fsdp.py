@@ -1,7 +1,7 @@
-"""Let mmengine's FSDPStrategy resume, and train without an accelerator.
+"""Make mmengine's FSDPStrategy resume, and train without an accelerator.
 
 mmengine 0.10.7 passes the arguments of ``optim_state_dict_to_load`` in the order of
-PyTorch 2.0, so that no training resumes. On a CPU it passes a GPU as the device for the
+PyTorch 2.0, so that no training resumes. On a CPU it passes a GPU as the device of the
 shards; and offloading the state dict to the CPU, where it is already, reads memory that
 PyTorch has freed (torch/distributed/fsdp/_state_dict_utils.py).
 """
@@ -22,7 +22,7 @@ LOG = logging.getLogger(__package__)
 
 
 def patch_strategy() -> None:
-    """Replace the two methods, if mmengine has an FSDPStrategy."""
+    """Replace the two methods if mmengine has an FSDPStrategy."""
     try:
         from mmengine._strategy import FSDPStrategy
     except ImportError:  # mmengine omits it if its import fails
@@ -54,5 +54,5 @@ def patch_strategy() -> None:
 
 
 def without_cpu_offload(config):
-    """Return one of PyTorch's configs for state dicts that moves nothing to the CPU."""
+    """Return one of PyTorch's state dict configs, without offloading to the CPU."""
     return dataclasses.replace(config, offload_to_cpu=False)

@@ -1,12 +1,12 @@
-"""Apply the patches where nothing has imported ``mmseg_twins``.
+"""Apply the patches in processes that do not import ``mmseg_twins`` themselves.
 
 An installation has a copy of this module beside the package, ``mmseg_twins_hook``, and
-a ``.pth`` file with which Python calls its :func:`install` when it starts. From then
-on, a finder waits for two modules of other packages and acts once they are imported.
+a ``.pth`` file that makes Python call its :func:`install` at startup. From then on, an
+import finder waits for two modules of other packages and acts once they are imported.
 
-This module imports nothing of the package, and nothing that Python has not loaded when
-it starts, types for annotations included. So it costs next to nothing, and harms no
-interpreter even if the package is broken or gone.
+This module imports nothing from the package, and nothing that Python has not loaded at
+startup, not even types for annotations. So it costs next to nothing, and does no harm
+even if the package is broken or was removed.
 """
 
 import os
@@ -17,22 +17,22 @@ ONEDL_MMSEG = 'onedl-mmsegmentation'
 
 
 def is_chosen(patch: str) -> bool:
-    """Return whether the setting in the environment includes a patch."""
+    """Return whether the environment variable selects a patch."""
     names = (os.environ.get(SETTING) or '1').split(',')
     return '1' in names or patch in names
 
 
 def name_mmsegmentation(config_utils) -> bool:
-    """Tell mmengine under which name mmsegmentation is installed.
+    """Tell mmengine the name of the installed distribution of mmsegmentation.
 
-    ``_base_ = 'mmseg::...'`` looks for that distribution, before the ``custom_imports``
+    ``_base_ = 'mmseg::...'`` looks for that distribution before the ``custom_imports``
     of a config are imported.
 
     Args:
         config_utils: the module ``mmengine.config.utils``.
 
     Returns:
-        Whether the name differs from the one that mmengine knows.
+        Whether the name is not mmengine's default.
     """
     from importlib.metadata import PackageNotFoundError, version
 
@@ -45,18 +45,18 @@ def name_mmsegmentation(config_utils) -> bool:
 
 
 def after_config_utils(module) -> None:
-    """Let configs inherit, if that is chosen."""
+    """Apply the patch ``configs`` if it is selected."""
     if is_chosen('configs'):
         name_mmsegmentation(module)
 
 
 def after_mmseg(module) -> None:
-    """Import the package, which applies all patches that are chosen."""
+    """Import the package, which applies all selected patches."""
     import mmseg_twins  # noqa: F401
 
 
 def attempt(action, module) -> None:
-    """Run an action; if it fails, the module works as it does without the package."""
+    """Run an action; if it fails, the module works as without the package."""
     try:
         action(module)
     except Exception as error:
@@ -80,7 +80,7 @@ def quiet_pkg_resources() -> None:
 
 
 class Finder:
-    """A finder for ``sys.meta_path`` that acts once modules have been imported."""
+    """A finder for ``sys.meta_path`` that runs actions after some imports."""
 
     def __init__(self) -> None:
         self.actions = {
@@ -89,10 +89,10 @@ class Finder:
         }
 
     def find_spec(self, name: str, path=None, target=None):
-        """Find a module that is waited for, as the other finders do."""
+        """Find a module through the other finders, and add its action."""
         if name == 'pkg_resources' and sys.modules.keys() & {'mim', 'mmengine'}:
             quiet_pkg_resources()
-        action = self.actions.pop(name, None)  # this finder is one of them
+        action = self.actions.pop(name, None)  # the loop below also calls this finder
         if action is None:
             return None
         try:
@@ -101,12 +101,12 @@ class Finder:
             spec = next(filter(None, found), None)
         finally:
             self.actions[name] = action
-        if hasattr(spec and spec.loader, 'exec_module'):  # not of a mere folder
+        if hasattr(spec and spec.loader, 'exec_module'):  # not a namespace package
             self.extend(spec.loader, name)
         return spec
 
     def extend(self, loader, name: str) -> None:
-        """Let a loader run the module's action after the module."""
+        """Make a loader run the module's action after the module."""
         execute = loader.exec_module
 
         def exec_module(module) -> None:
@@ -119,7 +119,7 @@ class Finder:
 
 
 def install() -> None:
-    """Start to wait, unless the setting is ``0``; Python calls this twice in a venv."""
+    """Install the finder, unless the setting is ``0``; in a venv, this runs twice."""
     waits = any(isinstance(finder, Finder) for finder in sys.meta_path)
     if not waits and os.environ.get(SETTING) != '0':
         sys.meta_path.insert(0, Finder())

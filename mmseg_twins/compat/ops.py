@@ -1,10 +1,10 @@
 """A stand-in for ``mmcv.ops`` where the installed mmcv has no compiled ops.
 
-These are mmcv-lite, and onedl-mmcv unless it is built with torch at hand. Four modules
-of mmsegmentation 1.2.2 import from ``mmcv.ops`` unguarded (``point_sample``, which is
-pure PyTorch, and ``sigmoid_focal_loss``), so that ``mmseg.models`` cannot be imported
-without compiled ops. Others guard with ``except ModuleNotFoundError``, which the
-stand-in respects.
+That is mmcv-lite, and onedl-mmcv unless torch was available when it was built. Four
+modules of mmsegmentation 1.2.2 import from ``mmcv.ops`` unguarded (``point_sample``,
+which is pure PyTorch, and ``sigmoid_focal_loss``), so that ``mmseg.models`` cannot be
+imported without compiled ops. Other imports are guarded by ``except
+ModuleNotFoundError``, which the stand-in raises.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def missing(name: str) -> ModuleNotFoundError:
     command = BUILD_FORK if version('onedl-mmcv') else BUILD_MMCV
     return ModuleNotFoundError(
         f'mmcv.ops.{name} needs compiled code, which the installed mmcv does not have; '
-        f'replace it by full mmcv: {command}'
+        f'replace it with full mmcv: {command}'
     )
 
 
 def load_ext(name: str, funcs: list[str]) -> ModuleType:
-    """Replace the function by which mmcv's ops load their compiled code."""
+    """Replace the function with which mmcv's ops load their compiled code."""
     raise missing(funcs[0])
 
 
@@ -69,7 +69,7 @@ def install_stand_in() -> None:
     if has_compiled_ops() or 'mmcv.ops' in sys.modules:
         return
     module = StandIn('mmcv.ops', doc=__doc__)
-    # Submodules of pure Python stay importable from mmcv's own folder.
+    # Submodules in pure Python can still be imported from mmcv's folder.
     module.__path__ = [str(Path(mmcv.__file__).parent / 'ops')]
     sys.modules['mmcv.ops'] = mmcv.ops = module
     ext_loader.load_ext = load_ext
@@ -78,7 +78,7 @@ def install_stand_in() -> None:
     module.point_sample = point_sample.point_sample
     module.sigmoid_focal_loss = sigmoid_focal_loss
     with warnings.catch_warnings():
-        # It warns about a missing op that nothing here uses.
+        # It warns about a missing op that is not used.
         warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformable')
         importlib.import_module('mmcv.cnn.bricks.transformer')
     LOG.debug('ops: mmcv has no compiled ops, and mmcv.ops is a stand-in')

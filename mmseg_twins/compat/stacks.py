@@ -1,9 +1,9 @@
-"""The sets of packages that the package runs on, each the extra of that name.
+"""The supported stacks: sets of packages, each also an extra of that name.
 
-OpenMMLab's own releases come with mmcv-lite or with full mmcv, which install the same
-files, and the maintained fork of all three as the ``onedl-`` distributions.
-``setup.py`` reads this table without importing the package. The tests have been run
-with the lower bounds: see requirements/oldest.txt and requirements/tested-onedl.txt.
+OpenMMLab's own releases are used with mmcv-lite or with full mmcv, which install the
+same files; the maintained fork of all three has the ``onedl-`` distributions.
+``setup.py`` reads this table without importing the package. The lower bounds are
+tested: see requirements/oldest.txt and requirements/tested-onedl.txt.
 """
 
 OPENMMLAB = {'mmengine': '>=0.10.4,<1', 'mmsegmentation': '>=1.2.2,<2'}

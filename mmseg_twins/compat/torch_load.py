@@ -1,6 +1,6 @@
-"""Let all of onedl-mmengine's loaders read checkpoints with the package's reader.
+"""Make all of onedl-mmengine's loaders read checkpoints with the package's reader.
 
-The function that they share runs the code in a checkpoint that PyTorch refuses to load.
+Their shared function runs the code in a checkpoint if PyTorch refuses to load it.
 :mod:`.checkpoints` replaces the loader of local files, but not those of other sources,
 nor direct calls.
 """
@@ -21,7 +21,7 @@ LOG = logging.getLogger(__package__)
 
 
 def patch_fallback() -> None:
-    """Replace the function, if mmengine has it."""
+    """Replace the function if mmengine has it."""
     if hasattr(checkpoint, '_safe_torch_load'):
         checkpoint._safe_torch_load = load
         LOG.debug('torch_load: no checkpoint is loaded with weights_only=False')
@@ -33,7 +33,7 @@ def load(file, map_location=None, weights_only: bool | None = None) -> dict:
     Args:
         file: a path, or a file that is open for reading.
         map_location: as in ``torch.load``.
-        weights_only: of the function that this replaces.
+        weights_only: ignored; the replaced function has this argument.
     """
     if isinstance(file, (str, os.PathLike)):
         return read_checkpoint(Path(file).expanduser(), map_location)

@@ -1,7 +1,7 @@
-"""Check that one stack of packages is installed, in versions that work.
+"""Check that one stack of packages is installed, in supported versions.
 
-OpenMMLab's packages and the ``onedl-`` ones have the same modules, as have mmcv and
-mmcv-lite. pip installs one over the other without a word, and a mixture is left.
+OpenMMLab's packages and the ``onedl-`` ones have the same modules, and so have mmcv and
+mmcv-lite. pip silently installs one over the other, which leaves a mixture of files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ INSTALL_LITE = f"pip install 'mmcv-lite{MMCV}'"
 
 
 class Problem(NamedTuple):
-    """What does not work, in a sentence, and the command that fixes it, if any."""
+    """A problem in one sentence, and the command that fixes it, if any."""
 
     says: str
     command: str | None
@@ -36,7 +36,7 @@ def version(distribution: str) -> str | None:
 
 
 def find_problem() -> Problem | None:
-    """Look for a mixture of stacks, a missing package, or a version that fails."""
+    """Find a mixture of stacks, a missing package, or an unsupported version."""
     found = {name: version(name) for name in sorted(NAMES) if version(name)}
     forks = [name for name in found if name.startswith(FORK)]
     if forks and len(forks) < len(found):
@@ -64,17 +64,17 @@ def find_problem() -> Problem | None:
         if name not in found:
             return Problem(f'{name} is not installed', command)
         if not SpecifierSet(allowed).contains(found[name], prereleases=True):
-            if name == 'mmcv':  # which pip would have to compile
+            if name == 'mmcv':  # pip would have to compile it
                 command = f'pip uninstall -y mmcv && {INSTALL_LITE}'
             return Problem(
-                f'{name} {found[name]} does not work, as mmseg_twins needs {allowed}',
+                f'{name} {found[name]} is installed, but mmseg_twins needs {allowed}',
                 command,
             )
     return None
 
 
 def check_versions() -> None:
-    """Check that one stack is installed, in versions that work.
+    """Check that one stack is installed, in supported versions.
 
     Raises:
         ImportError: it is not; the message has the command that fixes it.
