@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+
+from builders import shapes_of
+from mmseg_twins.models.backbones.sizes import PCPVT_SIZES, SVT_SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location(
@@ -284,3 +288,20 @@ def test_the_front_page_has_the_results_of_the_index():
     for miou, config in found:
         author = 'SSSegmentation' if '130e' in config else 'mmsegmentation'
         assert float(miou) == results(config)[author]['mIoU'], config
+
+
+def test_the_page_on_training_counts_blocks_and_parameters_as_the_models_do():
+    text = (ROOT / 'docs/training.md').read_text(encoding='utf-8')
+    for sizes in (PCPVT_SIZES, SVT_SIZES):
+        small, base, large = (sum(sizes[s].depths) for s in ('small', 'base', 'large'))
+        assert f' {small}, {base} and {large} for ' in text
+    shapes = shapes_of('mmseg-upernet', 'svt-l')
+    statistics = ('running_mean', 'running_var', 'num_batches_tracked')
+    parameters = sum(
+        math.prod(shape)
+        for name, shape in shapes.items()
+        if not name.endswith(statistics)
+    )
+    assert f'SVT-L, has {parameters / 1e6:.0f} million parameters' in text
+    # Weights, gradients and the optimizer's two averages, in float32.
+    assert f' {4 * 4 * parameters / 1e9:.1f} GB with gradients' in text
