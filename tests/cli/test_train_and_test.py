@@ -12,18 +12,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 from PIL import Image
+from torch import nn
 
 from builders import ROOT, run_in_two, small_demo
 from mmseg_twins.cli import common, test, train
 from mmseg_twins.engine.latest import find_whole_checkpoint
+from mmseg_twins.errors import SettingError
 
 COMMANDS = {'train.py': train.main, 'test.py': test.main}
 AUGMENTATION = [
@@ -182,6 +187,31 @@ def test_mixed_precision_replaces_the_optimizer_wrapper(monkeypatch):
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert cfg.optim_wrapper.loss_scale == 'dynamic'
     assert cfg.optim_wrapper.optimizer.type == 'AdamW'
+
+
+def test_settings_of_parameters_are_logged_to_the_file_only(tmp_path: Path, capsys):
+    logger = MMLogger.get_instance('parameters', log_file=str(tmp_path / 'run.log'))
+    train.log_parameters_to_file(SimpleNamespace(logger=logger))
+    settings = dict(
+        optimizer=dict(type='SGD', lr=0.1, weight_decay=0.1),
+        paramwise_cfg=dict(norm_decay_mult=0.0),
+    )
+    build_optim_wrapper(nn.LayerNorm(2), settings)
+    logger.info('the training starts')
+
+    shown, written = capsys.readouterr().out, (tmp_path / 'run.log').read_text()
+    assert 'the training starts' in shown
+    assert 'weight_decay=0.0' not in shown
+    assert written.count('weight_decay=0.0') == 2
+
+
+def test_a_batch_norm_with_a_single_value_names_the_batch_size():
+    cfg = Config({'train_dataloader': {'batch_size': 1}})
+    with (
+        pytest.raises(SettingError, match=r'batch_size: 1 .* give 2 or more'),
+        train.naming_batch_size(cfg),
+    ):
+        nn.BatchNorm2d(2)(torch.ones(1, 2, 1, 1))
 
 
 TEST_URL = 'test.py small.py http://x/y.pth'
