@@ -4,6 +4,7 @@ _base_ = [
     'mmseg::_base_/models/twins_pcpvt-s_upernet.py',
     './run.py',
 ]
+checkpoint = None  # mmsegmentation's is a URL that no longer works
 # These compute what mmsegmentation's of the same name do, at less cost.
 model = dict(
     type='mmseg_twins.EncoderDecoder',

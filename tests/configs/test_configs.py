@@ -130,6 +130,11 @@ def test_every_custom_key_matches_a_parameter(name: str):
     assert [key for key in keys if not any(key in name for name in names)] == []
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_logged_configs_name_no_weights_of_a_host_that_is_gone(name: str):
+    assert 'download.openmmlab.com' not in repr(read(name))
+
+
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_segmentor_has_the_parameters_of_the_published_one(name: str):
     table = UPERNET if 'uperhead' in name else FPN
