@@ -101,8 +101,8 @@ def draw_frequencies(path: Path, datasets: Sequence[Dataset]) -> None:
     datasets = comparable(datasets)
     order = np.argsort(-datasets[0].pixels, kind='stable')
     names = [datasets[0].classes[i] for i in order]
-    figure = Figure((11, 1.7 + ROW * len(names)), dpi=130, layout='constrained')
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+    figure = Figure((11, 1.7 + ROW * len(names)), dpi=130)
+    figure.set_layout_engine('constrained', w_pad=0.12, h_pad=0.08)
     figure.suptitle('How often classes occur', fontsize=13, weight='bold', color=INK)
     pixels, images = figure.subplots(1, 2, sharey=True)
     pixels.set_title('share of the labeled pixels', fontsize=11, loc='left')
