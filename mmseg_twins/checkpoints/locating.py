@@ -67,7 +67,6 @@ def obtain(weights: Weights, *, progress: bool = True) -> Path:
     """Return the path of published weights in mmsegmentation's layout.
 
     Args:
-        weights: which ones.
         progress: whether to show the progress of a download on stderr.
 
     Raises:
@@ -120,12 +119,12 @@ def download(weights: Weights, path: Path, *, progress: bool) -> None:
                 return
             except CheckpointError as error:
                 reasons.append(str(error))
-    given = os.environ.get(FOLDER_VARIABLE)
-    place = Path(given or torch_folder(), weights.file_names[0])
+    place = Path(os.environ.get(FOLDER_VARIABLE) or torch_folder())
     scratch = '' if weights.heads else ', or set init_cfg=None for random weights'
     raise CheckpointError(
-        f'{SCHEME}{weights.name} could not be downloaded: {"; ".join(reasons)}; put '
-        f'the file there by hand as {place}{scratch}'
+        f'{SCHEME}{weights.name} could not be downloaded: {"; ".join(reasons)}; on a '
+        f'machine with internet, run `mmseg-twins weights {weights.name} --to FOLDER`, '
+        f'and copy its file {weights.file_names[0]} to {place}{scratch}'
     )
 
 

@@ -134,7 +134,10 @@ def test_where_no_source_answers_commands_end_in_one_sentence(name, hosts, capsy
 
     assert status == (1 if name == 'convert' else 2)
     assert 'could not be downloaded: ' in sentence
-    assert 'put the file there by hand as' in sentence
+    wanted = 'svt-s' if name == 'train' else 'upernet-svt-s-ade20k'
+    assert f'run `mmseg-twins weights {wanted} --to FOLDER`' in sentence
+    folder = Path('torch/hub/checkpoints').absolute()
+    assert f'copy its file {wanted}.safetensors to {folder}' in sentence
     assert ('init_cfg=None' in sentence) == (name == 'train')
 
 
