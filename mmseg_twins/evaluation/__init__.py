@@ -1,4 +1,4 @@
-"""Metrics of predictions."""
+"""Metrics: the loss on validation images, and reports."""
 
 from __future__ import annotations
 

@@ -13,23 +13,20 @@ from ..registry import METRICS
 
 @METRICS.register_module()
 class LossMetric(BaseMetric):
-    """The decode head's cross entropy on the images of a validation, as ``loss``.
+    """The decode head's cross entropy on validation images, as ``loss``.
 
     It is the mean over the pixels of all images, at the annotations' size and with the
-    head's ``loss_weight`` and ``class_weight``; ignored pixels do not count. Training
-    logs the mean over a batch's crops, in which ignored pixels count as zeros unless
-    ``loss_decode`` has ``avg_non_ignore=True``, plus the auxiliary head's.
+    head's ``loss_weight`` and ``class_weight``; ignored pixels do not count. The
+    training loss differs: it is the mean over the crops of a batch, includes the
+    auxiliary head's, and counts ignored pixels as zeros unless ``loss_decode`` has
+    ``avg_non_ignore=True``.
 
-    The segmentor, ``mmseg_twins.EncoderDecoder``, computes it from the tiles of logits
-    that become labels, so that nothing is predicted twice and no logits are held at
+    The segmentor, ``mmseg_twins.EncoderDecoder``, computes it from the same tiles of
+    logits as the labels, so that nothing is predicted twice and no logits are held at
     full size.
 
-    Args:
-        collect_device: as in mmengine.
-        prefix: as in mmengine.
-
     Raises:
-        SettingError: the segmentor does not compute the loss, or not of this kind.
+        SettingError: the segmentor has not computed the loss.
 
     Example:
         >>> val_evaluator = [
@@ -43,12 +40,7 @@ class LossMetric(BaseMetric):
         want_loss()
 
     def process(self, data_batch: dict | None, data_samples: Sequence[dict]) -> None:
-        """Keep the sums of a batch's images.
-
-        Args:
-            data_batch: is not used.
-            data_samples: the segmentor's, as dictionaries.
-        """
+        """Keep the sums of a batch's images."""
         for sample in data_samples:
             if LOSS not in sample:
                 raise SettingError(

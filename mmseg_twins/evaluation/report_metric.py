@@ -1,7 +1,7 @@
 """The metric behind ``tools/test.py --report``.
 
-It keeps the counts of each image, and label maps only of those that are the worst so
-far. In the end, the images of these are read again.
+It keeps the counts of each image, and the label maps of the worst images so far. In the
+end, those images are read again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
 from ..checkpoints.dataset_meta import complete_palette
-from ..checkpoints.writing import naming, replacing
+from ..checkpoints.writing import check_new_folder, naming, replacing
 from ..errors import SettingError
 from ..registry import HOOKS, METRICS
 from ..version import __version__
@@ -35,19 +35,18 @@ from .counts import BAND, Pairs, add_up, areas, count_image, ious, mean, ratio
 from .report_page import WorstImage, make_page
 
 WORST = 10  # images that the page shows
-ABOUT = 'mmseg_twins.Report'  # mmengine's place for what the parts of a run share
+ABOUT = 'mmseg_twins.Report'  # key of the message hub, which the hook and metric share
 
 
 @dataclass
 class ImageCounts:
-    """What is kept of an image.
+    """The counts of an image.
 
     Attributes:
-        path: of its file.
-        pixels: its labels.
-        boundaries: its labels near contours.
-        iou: the mIoU of the image alone, from 0 to 1; NaN if no pixel counts.
-        maps: truth above prediction, as PNG, or None.
+        pixels: counts of its labels.
+        boundaries: counts of its labels near contours.
+        iou: the mIoU of the image alone, from 0 to 1; NaN if all pixels are ignored.
+        maps: ground truth above prediction, as PNG; None unless it is one of the worst.
     """
 
     path: str
@@ -65,17 +64,15 @@ class Report(BaseMetric):
     (:mod:`mmseg_twins.evaluation.counts`), whose mean is returned as ``mBoundaryIoU``.
 
     Args:
-        output_dir: a folder that is new or empty.
-        ignore_index: label of pixels that do not count.
+        output_dir: a new or empty folder.
+        ignore_index: label of ignored pixels.
         band: width of the boundaries, as a share of the image's diagonal.
-        about: what was evaluated, in addition to what
-            :class:`mmseg_twins.ReportCheckpoint` knows.
-        collect_device: as in mmengine.
-        prefix: as in mmengine.
+        about: facts for the report, in addition to those of
+            :class:`mmseg_twins.ReportCheckpoint`.
 
     Raises:
-        SettingError: the folder is not empty, or images have no ground truth of their
-            size.
+        SettingError: the folder is not empty, or an image has no ground truth or one of
+            another size.
     """
 
     default_prefix = ''
@@ -91,22 +88,14 @@ class Report(BaseMetric):
     ) -> None:
         super().__init__(collect_device, prefix)
         self._folder = Path(output_dir)
-        if self._folder.is_dir() and any(self._folder.iterdir()):
-            raise SettingError(
-                f'Report: the folder {output_dir!r} is not empty; name a new one'
-            )
+        check_new_folder(self._folder, 'Report: output_dir')
         self._ignore_index = ignore_index
         self._band = band
         self._about = about or {}
         self._worst: list[ImageCounts] = []
 
     def process(self, data_batch: dict | None, data_samples: Sequence[dict]) -> None:
-        """Count the pixels of a batch's images.
-
-        Args:
-            data_batch: is not used.
-            data_samples: the segmentor's, as dictionaries.
-        """
+        """Count the pixels of a batch's images."""
         count = len(self.dataset_meta['classes'])
         if not self.results:
             self._worst = []
@@ -121,8 +110,8 @@ class Report(BaseMetric):
 
     def _keep_if_bad(self, image: ImageCounts, maps: Sequence[np.ndarray]) -> None:
         """Keep the label maps of an image if it is one of the worst so far."""
-        # One more than are shown: where processes share the images, the last one of a
-        # process may be another's first, and is dropped in the end.
+        # One more than are shown: mmengine's samplers may repeat an image at the end of
+        # a process, and the repetition is dropped later.
         if len(self._worst) > WORST:
             best = max(self._worst, key=attrgetter('iou'))
             if image.iou >= best.iou:
@@ -150,7 +139,7 @@ class Report(BaseMetric):
             self._folder.mkdir(parents=True, exist_ok=True)
         for name, text in (('report.json', json.dumps(numbers)), ('index.html', page)):
             with replacing(self._folder / name, force=False) as temporary:
-                # Names of files may have bytes that are no UTF-8.
+                # File names may have bytes that are not valid UTF-8.
                 temporary.write_bytes(text.encode('utf-8', 'replace'))
         print_log(f'report: {self._folder / "index.html"}', logger='current')
         boundary = numbers['mBoundaryIoU']
@@ -159,10 +148,10 @@ class Report(BaseMetric):
 
 @HOOKS.register_module()
 class ReportCheckpoint(Hook):
-    """Tells :class:`Report` what is evaluated."""
+    """Passes facts about the evaluation to :class:`Report`."""
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Note config, checkpoint, its iteration, and the dataset."""
+        """Record config, checkpoint, iteration and dataset."""
         model = runner.model
         while is_model_wrapper(model):
             model = model.module
@@ -181,16 +170,16 @@ class ReportCheckpoint(Hook):
 def label_maps(
     sample: Mapping, count: int, ignore_index: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return truth and prediction of an image, as ``count_image`` takes them.
+    """Return ground truth and prediction of an image for :func:`.count_image`.
 
     Raises:
-        SettingError: there is no truth, or it has another size.
+        SettingError: there is no ground truth, or it has another size.
     """
     name = sample['img_path']
     if 'gt_sem_seg' not in sample:
         raise SettingError(
-            f'Report: {name} has no ground truth; the test pipeline needs '
-            'LoadAnnotations, and the dataset annotations'
+            f'Report: {name} has no ground truth; add LoadAnnotations to the test '
+            'pipeline, and annotations to the dataset'
         )
     truth, prediction = (
         sample[key]['data'].cpu().numpy() for key in ('gt_sem_seg', 'pred_sem_seg')
@@ -200,8 +189,8 @@ def label_maps(
         sizes = ['{1}x{0} px'.format(*part.shape) for part in (truth, prediction)]
         raise SettingError(
             f'Report: the ground truth of {name} has {sizes[0]} and its prediction '
-            f'{sizes[1]}; leave annotations of the test pipeline at their original '
-            'size: LoadAnnotations comes after Resize'
+            f'{sizes[1]}; put LoadAnnotations after Resize in the test pipeline, so '
+            'that annotations keep their size'
         )
     ignored = truth == ignore_index
     truth, prediction = (
@@ -222,7 +211,7 @@ def shown(image: ImageCounts, count: int) -> WorstImage:
 
 
 def describe(results: Sequence[ImageCounts], about: Mapping) -> dict:
-    """Return what was evaluated, and with what."""
+    """Return the facts about an evaluation: data, checkpoint and versions."""
     folders = {os.path.dirname(image.path) for image in results}
     return {
         **{name: value for name, value in about.items() if value is not None},
@@ -239,7 +228,7 @@ def summarize(
     classes: Sequence[str],
     palette: Sequence[Sequence[int]],
 ) -> dict:
-    """Return all scores, in percent; None where there are no pixels."""
+    """Return all scores, in percent; None for classes without pixels."""
     count = len(classes)
     pixels = add_up([image.pixels for image in results], count)
     boundaries = add_up([image.boundaries for image in results], count)
@@ -274,5 +263,5 @@ def summarize(
 
 
 def percent(value: float) -> float | None:
-    """Return a share in percent, and None for NaN, which JSON does not have."""
+    """Return a share in percent; None for NaN, which JSON does not have."""
     return None if math.isnan(value) else 100 * float(value)

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that needs no other, with or without scripts."""
+"""The page of a report: a self-contained HTML file that also works without scripts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from .report_pictures import draw_confusion, draw_panels
 
-MATRIX_SIZE = 30  # classes that are readable in a picture
+MATRIX_SIZE = 30  # number of classes that are readable in an image
 CONFUSIONS = 10
 NONE = '\u2013'  # a dash
 TILES = {
@@ -184,8 +184,7 @@ class WorstImage(NamedTuple):
     """An image for the page.
 
     Attributes:
-        path: of its file.
-        ious: of each class, from 0 to 1; NaN where it is not in the image.
+        ious: IoU of each class, from 0 to 1; NaN for classes that are not in the image.
         truth: (H, W), labels; see :func:`draw_panels`.
         prediction: (H, W), likewise.
     """
@@ -200,8 +199,7 @@ def make_page(numbers: Mapping, worst: Sequence[WorstImage]) -> str:
     """Return the page.
 
     Args:
-        numbers: what ``report.json`` holds.
-        worst: images to show.
+        numbers: the content of ``report.json``.
     """
     classes = numbers['classes']
     names = [one['name'] for one in classes]
@@ -210,8 +208,8 @@ def make_page(numbers: Mapping, worst: Sequence[WorstImage]) -> str:
     about, unknown = numbers['about'], numbers['pixels_of_no_class']
     black = ''
     if unknown:
-        about = {**about, 'pixels of no class': unknown}
-        black = ', and those with a label of no class black'
+        about = {**about, 'pixels without a class': unknown}
+        black = ', and those whose label is not a class black'
     subject = os.path.basename(about.get('checkpoint') or '') or 'a segmentor'
     only = len(shown) < len(names)
     return PAGE.substitute(
@@ -231,33 +229,33 @@ def make_page(numbers: Mapping, worst: Sequence[WorstImage]) -> str:
             f'<td>{number(numbers[f"m{key}"])}</td>' for key in list(COLUMNS)[:-1]
         ),
         matrix_text=(
-            f'The {len(shown)} most confused of {len(names)} classes: those of the '
-            'most frequent confusions. The last column sums up all others.'
+            f'The {len(shown)} of {len(names)} classes with the most frequent '
+            'confusions. The last column is the sum of all others.'
             if only
             else 'Truth by row, prediction by column.'
         ),
-        # No narrower, on a phone, than it is readable.
+        # Stays readable on a phone.
         matrix_width=13 + 2 * len(shown),
         light_matrix=draw_confusion(confusion, names, shown, 'light'),
         dark_matrix=draw_confusion(confusion, names, shown, 'dark'),
         confusions='\n'.join(confusion_rows(confusion, names))
         or '<tr><td class="name" colspan="4">none</td></tr>',
-        worst_text=f'The {len(worst)} images with the lowest mean IoU of their own '
-        'classes: those in their truth or prediction. Wrong pixels are red, ignored '
-        f'ones hatched{black}.'
+        worst_text=f'The {len(worst)} images with the lowest mean IoU over the classes '
+        'in their truth or prediction. Wrong pixels are red, ignored ones '
+        f'hatched{black}.'
         if worst
-        else 'No image has a pixel that counts.',
+        else 'All pixels are ignored.',
         worst='\n'.join(worst_image(one, classes) for one in worst),
     )
 
 
 def number(value: float | None) -> str:
-    """Return a number with two digits, and a dash for None."""
+    """Return a number with two decimals; a dash for None."""
     return NONE if value is None else f'{value:.2f}'
 
 
 def swatch(color: Sequence[int]) -> str:
-    """Return a class's color as a small square."""
+    """Return a small square in a class's color."""
     return f'<span class="swatch" style="background:rgb{tuple(color)}"></span>'
 
 
@@ -278,7 +276,7 @@ def class_row(index: int, scores: Mapping) -> str:
 
 
 def frequent_confusions(confusion: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield truth and prediction of wrong pixels, the most frequent first."""
+    """Yield pairs of truth and wrong prediction, the most frequent first."""
     wrong = confusion - np.diag(np.diag(confusion))
     for place in np.argsort(-wrong, axis=None, kind='stable'):
         row, column = divmod(int(place), len(confusion))
@@ -288,7 +286,7 @@ def frequent_confusions(confusion: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def most_confused(confusion: np.ndarray) -> list[int]:
-    """Return the classes of the most frequent confusions, or all if they are few."""
+    """Return the classes of the most frequent confusions; all if there are few."""
     if len(confusion) <= MATRIX_SIZE:
         return list(range(len(confusion)))
     found: set[int] = set()
@@ -314,15 +312,15 @@ def confusion_rows(confusion: np.ndarray, names: Sequence[str]) -> Iterator[str]
 
 
 def worst_image(image: WorstImage, classes: Sequence[Mapping]) -> str:
-    """Return an image's part of the page."""
+    """Return an image's section of the page."""
     name = escape(os.path.basename(image.path))
     panels = draw_panels(
         image.path, image.truth, image.prediction, [one['color'] for one in classes]
     )
     figures = ''.join(
-        f'<figure><img src="{picture}" alt="{ALT[kind].format(name)}">'
+        f'<figure><img src="{source}" alt="{ALT[kind].format(name)}">'
         f'<figcaption>{kind}</figcaption></figure>'
-        for kind, picture in panels.items()
+        for kind, source in panels.items()
     )
     counted = image.truth <= len(classes)
     right = (image.truth == image.prediction)[counted].mean()

@@ -1,4 +1,4 @@
-"""The pictures of a report, as ``data:`` URIs."""
+"""The images of a report, as ``data:`` URIs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from mmengine import fileio
 from PIL import Image
 
-SIDE = 480  # the longer side of pictures, in pixels
+SIDE = 480  # the longer side of images, in pixels
 MAX_NAME_LENGTH = 24
 WRONG = (214, 0, 62)
-# Background, from no to all pixels, and text of the confusion matrix.
+# Colors of the confusion matrix: background, cells from 0 to 1, and text.
 THEMES = {
     'light': ('#ffffff', ['#f1f5fa', '#9ec3e6', '#08427f'], '#1c2330'),
     'dark': ('#161b22', ['#1e2630', '#2f6ea8', '#c4e2ff'], '#dce3ec'),
 }
-# Colors of a cell's number: up to which share of pixels, below, above.
+# Colors of the numbers in cells: the share that divides them, below it, above it.
 NUMBERS = {'light': (0.6, '#10161f', '#ffffff'), 'dark': (0.35, '#ffffff', '#10161f')}
 
 
@@ -35,13 +35,12 @@ def draw_panels(
     """Draw an image, its truth, its prediction and where they differ.
 
     Args:
-        path: of the image.
-        truth: (H, W), labels; one more than the number of classes is ignored.
-        prediction: (H, W).
+        truth: (H, W), labels; the number of classes plus one marks ignored pixels.
+        prediction: (H, W), labels.
         palette: RGB colors of the classes.
 
     Returns:
-        Pictures by name; without the image if it cannot be read.
+        The drawings by name; without the image if it cannot be read.
     """
     scale = min(1, SIDE / max(truth.shape))
     height, width = (max(1, round(scale * side)) for side in truth.shape)
@@ -60,8 +59,8 @@ def draw_panels(
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] // 2 + 128
     errors = np.where((truth != prediction)[..., None], np.uint8(WRONG), gray)
-    pictures = {} if image is None else {'image': jpeg(image)}
-    return pictures | {
+    panels = {} if image is None else {'image': jpeg(image)}
+    return panels | {
         'truth': png(np.where(ignored[..., None], hatch, colors[truth])),
         'prediction': png(colors[prediction]),
         'errors': jpeg(np.where(ignored[..., None], hatch, errors)),
@@ -83,8 +82,7 @@ def draw_confusion(
 
     Args:
         confusion: pixels of each class (rows) by prediction (columns).
-        names: of the classes.
-        shown: the classes to draw; the rest is summed up in one more column.
+        shown: the classes to draw; an additional column has the sum of the others.
         theme: ``'light'`` or ``'dark'``.
     """
     background, tones, text = THEMES[theme]
@@ -120,9 +118,10 @@ def draw_confusion(
 
 
 def row_shares(confusion: np.ndarray, shown: Sequence[int]) -> np.ndarray:
-    """Return how the pixels of the shown classes are predicted; NaN without pixels.
+    """Return the share of each prediction in the pixels of each shown class.
 
-    If not all classes are shown, a last column sums up the others.
+    Classes without pixels have NaN. If not all classes are shown, the last column is
+    the sum of the others.
     """
     pixels = confusion[shown].sum(1, keepdims=True)
     cells = confusion[np.ix_(shown, shown)] / np.maximum(pixels, 1)
@@ -132,7 +131,7 @@ def row_shares(confusion: np.ndarray, shown: Sequence[int]) -> np.ndarray:
 
 
 def label(index: int, name: str) -> str:
-    """Return a class's number and name; the number alone if the font lacks letters."""
+    """Return a class's name and number; only the number if the font lacks letters."""
     if not all(map(can_be_drawn, name)):
         return str(index)
     long = len(name) > MAX_NAME_LENGTH
@@ -140,7 +139,7 @@ def label(index: int, name: str) -> str:
 
 
 def can_be_drawn(letter: str) -> bool:
-    """Return whether matplotlib draws a letter rightly: in its font, left to right."""
+    """Return whether matplotlib can draw a letter: in its font, left to right."""
     is_drawn = ord(letter) in letters() and letter.isprintable()
     return is_drawn and unicodedata.bidirectional(letter) not in ('R', 'AL')
 
@@ -151,20 +150,20 @@ def letters() -> frozenset[int]:
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
-def png(picture: np.ndarray) -> str:
-    """Return a picture, (H, W, 3) in RGB, as PNG."""
+def png(image: np.ndarray) -> str:
+    """Return an image, (H, W, 3) in RGB, as PNG."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, 'PNG')
+    Image.fromarray(image).save(file, 'PNG')
     return uri('png', file.getvalue())
 
 
-def jpeg(picture: np.ndarray) -> str:
-    """Return a picture, (H, W, 3) in RGB, as JPEG."""
+def jpeg(image: np.ndarray) -> str:
+    """Return an image, (H, W, 3) in RGB, as JPEG."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, 'JPEG', quality=85, subsampling=0)
+    Image.fromarray(image).save(file, 'JPEG', quality=85, subsampling=0)
     return uri('jpeg', file.getvalue())
 
 
 def uri(kind: str, content: bytes) -> str:
-    """Return the URI of a picture that is in it."""
+    """Return a URI that contains an image."""
     return f'data:image/{kind};base64,{base64.b64encode(content).decode()}'

@@ -134,7 +134,7 @@ def test_numbers_are_those_of_the_pixels(tmp_path, report):
     assert numbers['mIoU'] == pytest.approx(65 / 3)
     assert numbers['pixels_of_no_class'] == 1
     assert page.texts.count('(not in the truth)') == 1
-    assert page.texts[page.texts.index('pixels of no class') + 1] == '1'
+    assert page.texts[page.texts.index('pixels without a class') + 1] == '1'
     assert not any(one['alt'].startswith('The image') for one in page.find('img'))
 
 
@@ -219,7 +219,7 @@ def test_without_any_pixel_that_counts_there_is_a_page(make_sample, report):
     empty['gt_sem_seg']['data'][:] = 255
     numbers, page = report([empty])
     assert numbers['mIoU'] is None
-    assert 'No image has a pixel that counts.' in page.texts
+    assert 'All pixels are ignored.' in page.texts
 
 
 def test_binary_masks_count_as_two_classes(make_sample, report):
@@ -259,7 +259,7 @@ def test_of_many_classes_those_of_frequent_confusions_are_drawn(make_sample, rep
     assert {7, 90, 140} < set(found)
     assert MATRIX_SIZE - 1 <= len(found) <= MATRIX_SIZE
     _, page = report([make_sample(0)], [f'class {index}' for index in range(150)])
-    assert any('most confused of 150 classes' in text for text in page.texts)
+    assert any('of 150 classes with the most frequent' in text for text in page.texts)
 
 
 def test_a_class_without_confusions_is_drawn_all_the_same(make_sample, report):
@@ -299,7 +299,7 @@ def test_names_that_the_font_lacks_become_numbers(name: str, drawn: str):
 
 def test_a_folder_with_files_is_refused(tmp_path):
     (tmp_path / 'mine.txt').touch()
-    with pytest.raises(SettingError, match='is not empty; name a new one'):
+    with pytest.raises(SettingError, match='is not empty; give a new folder'):
         METRICS.build(dict(type='mmseg_twins.Report', output_dir=str(tmp_path)))
 
 
