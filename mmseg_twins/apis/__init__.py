@@ -1,4 +1,4 @@
-"""What a script or a notebook calls: loading, prediction, export."""
+"""Loading, prediction and export, for scripts and notebooks."""
 
 from __future__ import annotations
 

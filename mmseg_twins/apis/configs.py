@@ -1,4 +1,4 @@
-"""Find the package's configs, and read configs of plain values without running them."""
+"""Find the package's configs, and read configs without running code in them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from mmengine.config import Config
 from ..errors import SettingError
 
 PACKAGE = Path(__file__).parents[1]
-# In a wheel and an editable install; in a checkout that is not installed.
+# Of an installed package, and of a checkout that is not installed.
 FOLDERS = (PACKAGE / '.mim' / 'configs', PACKAGE.parent / 'configs')
 
 
 def find_config(name: str) -> Path | None:
-    """Return the path of one of the package's configs; None if there is no such one.
+    """Return the path of one of the package's configs; None if it does not exist.
 
     Args:
         name: such as ``twins_svt-s_uperhead_8x2_512x512_160k_ade20k.py``, with or
-            without the ending; configs of a subfolder have it in front.
+            without ``.py``; for a config in a subfolder, with that folder in front.
     """
     file = name if name.endswith('.py') else f'{name}.py'
     for folder in FOLDERS:
@@ -30,24 +30,24 @@ def find_config(name: str) -> Path | None:
 
 
 def resolve_config(given: str) -> str:
-    """Return the path of a config that is given by its path or its name.
+    """Return the path of a config, given its path or its name in the package.
 
-    What exists comes first, then the package's configs. If there is no such config, the
-    result is what was given.
+    An existing path takes precedence. If there is no such config, the argument is
+    returned unchanged.
     """
     found = None if Path(given).exists() else find_config(given)
     return str(found or given)
 
 
 def read_plain_config(path: Path) -> Config:
-    """Read a config that assigns plain values, as mmengine writes it, and run nothing.
+    """Read a config of plain values, as mmengine dumps it, without running it.
 
     Args:
-        path: of a file of lines ``NAME = VALUE``, with values of literals and
+        path: a file of statements ``NAME = VALUE``, whose values are literals and
             ``dict(...)``.
 
     Raises:
-        SettingError: the file has anything else.
+        SettingError: the file has other statements or values.
     """
     try:
         tree = ast.parse(path.read_text(encoding='utf-8'))
@@ -58,13 +58,13 @@ def read_plain_config(path: Path) -> Config:
         return Config(values)
     except (AttributeError, KeyError, RecursionError, SyntaxError, ValueError) as error:
         raise SettingError(
-            f'{path} is no config of plain values ({error}); save_pretrained and '
-            "mmengine's runner write such configs"
+            f'{path} is not a config of plain values ({error}); such configs are '
+            "written by save_pretrained and by mmengine's runner"
         ) from None
 
 
 def plain_value(node: ast.expr) -> object:
-    """Return the value of an expression of literals and ``dict(...)``."""
+    """Evaluate an expression of literals and ``dict(...)``."""
     if isinstance(node, ast.Call):
         if ast.unparse(node.func) != 'dict' or node.args:
             raise ValueError(f'line {node.lineno} calls more than dict(...)')

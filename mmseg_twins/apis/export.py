@@ -1,8 +1,8 @@
-"""Export segmentors to ONNX and ``torch.export``, for fixed or for all image sizes.
+"""Export segmentors to ONNX and ``torch.export``, for fixed or dynamic image sizes.
 
-The segmentor's own modules are traced: where sizes stay open, the operations of
-:mod:`mmseg_twins.ops` compute bins, windows and paddings from them inside the graph.
-ONNX needs the extra ``deploy``.
+The segmentor's own modules are traced. With dynamic sizes, the operations of
+:mod:`mmseg_twins.ops` compute bins, windows and paddings inside the graph. ONNX needs
+the extra ``deploy``.
 """
 
 from __future__ import annotations
@@ -28,31 +28,32 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from .. import ops
 from ..checkpoints.dataset_meta import configured_meta
+from ..checkpoints.reading import one_line
 from ..errors import SettingError
 from ..version import __version__
 
 OUTPUTS = ('logits', 'classes')
-#: What writing ONNX needs, all in the extra ``deploy``.
+#: The packages for writing ONNX, all in the extra ``deploy``.
 DEPLOY_PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 INPUT = 'image'
-# Batch, height and width at which open sizes are traced: no open dimension is 1, not
-# even the number of windows of 7 in the last stage, and no two are equal.
+# Batch, height and width at which dynamic sizes are traced: no dynamic dimension is 1,
+# not even the number of windows of 7 in the last stage, and no two are equal.
 TRACED_SIZE = (2, 288, 320)
-# Numbers from which on a tensor is worth storing in half precision. What scales and
-# shifts channels has fewer, and stays as it is.
+# Smallest tensor, in numbers, that is stored in half precision. Scales and shifts of
+# channels are smaller.
 MIN_HALVED = 4096
 
 
 class ExportForm(nn.Module):
     """A segmentor's prediction as one module: from images to logits or classes.
 
-    It shares the segmentor's modules; :func:`prepare` makes one.
+    It shares the segmentor's modules. Use :func:`prepare` to make one.
 
     Args:
         segmentor: in evaluation mode.
         output: one of ``OUTPUTS``.
         embed_preprocessing: whether images are uint8, RGB, channels last, and are
-            normalized inside as the segmentor's data preprocessor does.
+            normalized inside as by the segmentor's data preprocessor.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class ExportForm(nn.Module):
             preprocessor = segmentor.data_preprocessor
             self.register_buffer('mean', preprocessor.mean.clone(), persistent=False)
             self.register_buffer('std', preprocessor.std.clone(), persistent=False)
-            # Images are read as BGR; a model without conversion is trained on that.
+            # mmsegmentation reads BGR; a model without conversion is trained on that.
             self.reverse_channels = not converts_channels(preprocessor)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ def classify(logits: Tensor, threshold: float | None) -> Tensor:
 
     Args:
         logits: (B, classes, H, W); a single channel is the foreground's.
-        threshold: the least probability of the foreground.
+        threshold: minimum probability of the foreground.
     """
     if logits.shape[1] > 1:
         return logits.argmax(1)
@@ -112,7 +113,7 @@ def use_package_heads(cfg: Config) -> None:
     """Replace mmsegmentation's ``UPerHead`` or ``FPNHead`` in a config.
 
     This package's heads have the same arguments, state dict and results, up to
-    rounding, and take images of any size after export.
+    rounding, and can be exported with dynamic image sizes.
     """
     head = cfg.model.decode_head
     if isinstance(head, Mapping):
@@ -130,10 +131,10 @@ def prepare(
     """Make the module to export from a segmentor.
 
     Args:
-        segmentor: an ``EncoderDecoder`` in evaluation mode. It does not change, and
-            shares its parameters. Auxiliary heads are left out.
-        output: ``'logits'`` (bilinearly upsampled to the image's size, as
-            mmsegmentation's ``predict`` does) or ``'classes'``.
+        segmentor: an ``EncoderDecoder`` in evaluation mode. It is not changed, and the
+            module shares its parameters. Auxiliary heads are left out.
+        output: ``'logits'`` (bilinearly upsampled to the image's size, as by
+            mmsegmentation's ``predict``) or ``'classes'``.
         embed_preprocessing: whether the module takes uint8 RGB images, (B, H, W, 3).
 
     Raises:
@@ -163,7 +164,7 @@ def prepare(
 def example_image(
     form: ExportForm, batch: int, height: int, width: int, *, seed: int = 0
 ) -> Tensor:
-    """Return random images, as a module of :func:`prepare` takes them."""
+    """Return random images for a module of :func:`prepare`."""
     generator = torch.Generator().manual_seed(seed)
     if form.embed_preprocessing:
         size = (batch, height, width, 3)
@@ -173,7 +174,7 @@ def example_image(
 
 
 def converts_channels(preprocessor: nn.Module) -> bool:
-    """Return whether a data preprocessor makes RGB images of BGR ones."""
+    """Return whether a data preprocessor converts BGR images to RGB."""
     # onedl-mmsegmentation has the attribute under mmengine's name.
     own = getattr(preprocessor, '_channel_conversion', True)
     return getattr(preprocessor, 'channel_conversion', own)
@@ -187,7 +188,7 @@ def describe_model(
     output: str,
     embed_preprocessing: bool,
 ) -> dict[str, str]:
-    """Return the metadata of an exported file: texts by name, lists as JSON."""
+    """Return the metadata of an exported file: strings by name, lists as JSON."""
     preprocessor = segmentor.data_preprocessor
     normalized = hasattr(preprocessor, 'mean')
     order = 'RGB' if converts_channels(preprocessor) else 'BGR'
@@ -221,14 +222,14 @@ def describe_model(
 
 
 def describe_resizing(cfg: Config) -> str:
-    """Return what a caller has to do to an image before a file normalizes it."""
+    """Return how to resize an image before it is passed to an exported file."""
     steps = cfg.get('test_dataloader', {}).get('dataset', {}).get('pipeline', ())
     settings = [
         ', '.join(f'{key}={value!r}' for key, value in step.items() if key != 'type')
         for step in steps
         if step['type'].rpartition('.')[2] == 'Resize'
     ]
-    wanted = f' (the config: Resize({settings[0]}))' if settings else ''
+    wanted = f' as in the config, Resize({settings[0]})' if settings else ''
     return f'not resized inside: resize before{wanted}'
 
 
@@ -243,8 +244,8 @@ def require_deploy() -> None:
     ]
     if missing:
         raise SettingError(
-            f'writing ONNX needs {", ".join(missing)}, which the extra `deploy` '
-            "brings: pip install 'mmseg_twins[deploy]'"
+            f'writing ONNX needs {", ".join(missing)}; run: '
+            "pip install 'mmseg_twins[deploy]'"
         )
 
 
@@ -260,12 +261,10 @@ def trace(
     """Trace a module of :func:`prepare`.
 
     Args:
-        form: the module.
-        batch: images at once.
-        height: of the images, in pixels.
-        width: of the images, in pixels.
-        dynamic: whether batch, height and width stay open.
-        for_cpu: whether the operations are those that runtimes are fast with on a CPU.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
+        dynamic: whether batch, height and width are dynamic.
+        for_cpu: whether to use operations that are fast in runtimes on a CPU.
 
     Returns:
         The program, whose input is named ``image``.
@@ -283,29 +282,24 @@ def trace(
             program = torch.export.export(form, (image,), dynamic_shapes=shapes)
     except SettingError:
         raise
-    except Exception as error:  # of many classes, for models that are not traceable
+    except Exception as error:  # PyTorch raises many classes
         raise SettingError(
-            f'PyTorch cannot trace this model{" for open sizes" if dynamic else ""}: '
-            f'{first_line(error)}'
+            f'PyTorch cannot trace this model with {"dynamic" if dynamic else "fixed"} '
+            f'sizes: {one_line(error)}'
         ) from error
-    # These are stricter than the graph: they reject sizes at which an open dimension,
-    # such as the number of windows, is 1, although nothing depends on that.
+    # The guards are stricter than the graph: they reject sizes at which a dynamic
+    # dimension, such as the number of windows, is 1, although nothing depends on that.
     program._guards_code = []
     for symbol, values in program.range_constraints.items():
         program.range_constraints[symbol] = ValueRanges(2, values.upper)
     return program
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def write_program(
     program: ExportedProgram, path: Path, metadata: Mapping[str, str]
 ) -> None:
     """Write a file for ``torch.export.load``, with the metadata as extra files."""
-    # PyTorch's writer aborts the process where the disk is full.
+    # PyTorch's writer aborts the process if the disk is full.
     content = io.BytesIO()
     torch.export.save(program, content, extra_files=dict(metadata))
     path.write_bytes(content.getbuffer())
@@ -323,16 +317,14 @@ def write_onnx(
     """Write a program as one ONNX file.
 
     Args:
-        program: of :func:`trace`.
-        path: the file.
-        metadata: becomes the model's ``metadata_props``.
-        output: the output's name.
+        program: from :func:`trace`.
+        metadata: the model's ``metadata_props``.
         opset: version of ONNX's operators; None for the exporter's choice.
         fp16_weights: whether weights are stored in half precision. The graph converts
-            them to float32 and computes in that, so that it runs everywhere.
+            them to float32 and computes in float32, so that it runs everywhere.
 
     Raises:
-        SettingError: ONNX lacks what the model computes.
+        SettingError: PyTorch cannot convert the model to ONNX.
     """
     import onnx
 
@@ -349,7 +341,7 @@ def write_onnx(
             )
     except torch.onnx.OnnxExporterError as error:
         raise SettingError(
-            f'PyTorch cannot convert this model to ONNX: {first_line(error)}'
+            f'PyTorch cannot convert this model to ONNX: {one_line(error)}'
         ) from error
     model = exported.model_proto
     name_axes(model)
@@ -360,7 +352,7 @@ def write_onnx(
 
 
 def name_axes(model) -> None:
-    """Name the open dimensions of an ONNX model batch, height and width."""
+    """Name the dynamic dimensions of an ONNX model batch, height and width."""
     image, output = (
         one.type.tensor_type.shape.dim
         for one in (model.graph.input[0], model.graph.output[0])
@@ -373,14 +365,14 @@ def name_axes(model) -> None:
     for dim in output:
         if dim.dim_param:
             dim.dim_param = renamed.get(dim.dim_param, dim.dim_param)
-    # Shapes in between are in terms of the old names; runtimes infer them anyway.
+    # Intermediate shapes have the old names; runtimes infer them anyway.
     del model.graph.value_info[:]
 
 
 def halve_weights(graph) -> None:
-    """Store the large float32 tensors of an ONNX graph as float16, and convert them.
+    """Store the large float32 tensors of an ONNX graph as float16, with casts.
 
-    A tensor with a number that float16 cannot hold stays as it is.
+    Tensors that exceed the range of float16 are not changed.
     """
     from onnx import TensorProto, helper, numpy_helper
 

@@ -1,4 +1,4 @@
-"""Compare an exported file with the segmentor that it comes from."""
+"""Compare an exported file with its segmentor."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from .export import ExportForm, classify, example_image, first_line
+from ..checkpoints.reading import one_line
+from .export import ExportForm, classify, example_image
 
-#: Logits may differ by this, and by this share of the largest logit.
+#: Largest allowed difference of logits, absolute and relative to the largest logit.
 TOLERANCE = 1e-3
-#: With weights in half precision, which rounds each by up to 1/2048 of it, logits may
-#: differ by this share of the largest one.
+#: The same with weights in half precision, which rounds each by up to 1/2048; relative
+#: to the largest logit only.
 TOLERANCE_FP16 = 5e-3
 #: Batch, height and width at which a dynamic file is checked, besides the given ones:
 #: a single window of 7 in the last stage; one side a multiple of the window at 1/4
-#: resolution; several images; sides that are no multiples of a patch.
+#: resolution; several images; sides that are not multiples of a patch.
 SIZES = ((1, 224, 224), (1, 448, 512), (3, 96, 160), (1, 250, 333))
 
 RUNS = 7
-# For a while after its run, the threads of one library occupy cores that the other's
-# run needs.
+# For a while after its run, a library's threads occupy cores that the next run needs.
 PAUSE_SECONDS = 0.3
 
 Predict = Callable[[Tensor], Tensor]
 
 
 class DifferenceError(RuntimeError):
-    """An exported file does not compute what the segmentor does."""
+    """The results of an exported file differ from the segmentor's."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Difference:
 
     Args:
         size: batch, height and width.
-        largest: the segmentor's largest logit, absolute.
-        difference: the largest absolute difference of logits. For a file of classes,
-            half of what the logit of its class is below the largest logit of a pixel,
-            at most: logits that differ by no more can lead to that class.
+        largest: the segmentor's largest absolute logit.
+        difference: the largest absolute difference of logits. For a file of classes, at
+            the worst pixel, half the distance from the largest logit to that of the
+            file's class: logits that differ by that much can lead to that class.
         other: share of pixels whose classes differ.
-        limit: the largest difference that passes.
+        limit: the largest allowed difference.
     """
 
     size: tuple[int, int, int]
@@ -60,7 +60,7 @@ class Difference:
 
     @property
     def passes(self) -> bool:
-        """Whether the file is right at this size."""
+        """Whether the difference is allowed."""
         return self.difference <= self.limit
 
 
@@ -70,7 +70,7 @@ def load_onnx(path: Path, threads: int | None = None) -> Predict:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # Threads that wait for the next run would take cores from PyTorch's.
+    # Threads that spin between runs would take cores from PyTorch.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     if threads:
         options.intra_op_num_threads = threads
@@ -90,12 +90,12 @@ def load_openvino(path: Path, threads: int | None = None) -> Predict:
     """Load an ONNX file into OpenVINO on the CPU, in float32."""
     import openvino
 
-    # Where a CPU has bfloat16, OpenVINO computes in that unless it is told otherwise.
+    # OpenVINO's default on CPUs with bfloat16 is to compute in bfloat16.
     config: dict[str, object] = {'INFERENCE_PRECISION_HINT': 'f32'}
     if threads:
         config['INFERENCE_NUM_THREADS'] = threads
     model = openvino.Core().compile_model(str(path), 'CPU', config)
-    # The result's memory is the model's, which the next run overwrites.
+    # Copy the result, because the next run overwrites its memory.
     return lambda image: torch.from_numpy(model(image.numpy())[0].copy())
 
 
@@ -110,9 +110,9 @@ def load_program(path: Path) -> Predict:
 def predict_logits(
     segmentor: EncoderDecoder, form: ExportForm, image: Tensor
 ) -> Tensor:
-    """Return the segmentor's logits for images as the form takes them."""
+    """Return the segmentor's logits for images in the form's format."""
     if form.embed_preprocessing:
-        # As mmsegmentation reads and prepares an image: BGR, channels first.
+        # mmsegmentation's format: BGR, channels first.
         images = [one.flip(2).permute(2, 0, 1) for one in image]
         samples = [SegDataSample(metainfo=dict(img_shape=image.shape[1:3]))]
         data = dict(inputs=images, data_samples=samples * len(images))
@@ -134,12 +134,11 @@ def compare(
     *,
     fp16_weights: bool = False,
 ) -> Difference:
-    """Compare on random images.
+    """Compare an exported file with its segmentor on random images.
 
     Args:
-        predict: the file's computation.
-        segmentor: the one that the form is of.
-        form: tells the kind of image and of output.
+        predict: runs the file.
+        form: the exported module, which has the formats of images and results.
         size: batch, height and width.
         fp16_weights: whether the file's weights are in half precision.
 
@@ -152,14 +151,14 @@ def compare(
     classes = classify(logits, threshold)
     try:
         result = predict(image)
-    except Exception as error:  # onnxruntime and PyTorch have classes of their own
+    except Exception as error:  # onnxruntime and PyTorch raise their own classes
         raise DifferenceError(
-            f'at {describe_size(size)} the file fails: {first_line(error)}'
+            f'at {describe_size(size)} the file fails: {one_line(error)}'
         ) from error
     expected = logits if form.output == 'logits' else classes
     if result.shape != expected.shape:
         raise DifferenceError(
-            f'at {describe_size(size)} the file returns {tuple(result.shape)}, and the '
+            f'at {describe_size(size)} the file returns {tuple(result.shape)}, but the '
             f'segmentor {tuple(expected.shape)}'
         )
     if form.output == 'logits':
@@ -180,8 +179,8 @@ def compare(
 
 
 def regret(logits: Tensor, classes: Tensor, threshold: float | None) -> Tensor:
-    """Return how far chosen classes are below the largest logit, at the worst pixel."""
-    if logits.shape[1] == 1:  # the distance to the threshold, where it decides wrongly
+    """Return the distance from the largest to the chosen logit, at the worst pixel."""
+    if logits.shape[1] == 1:  # the distance to the threshold, where classes differ
         distance = (logits[:, 0] - torch.tensor(threshold).logit()).abs()
         return (distance * (classify(logits, threshold) != classes)).max()
     chosen = logits.gather(1, classes[:, None])[:, 0]
@@ -210,12 +209,11 @@ def difference_table(differences: Sequence[Difference]) -> str:
 
 
 def latency_table(implementations: Mapping[str, Predict], image: Tensor) -> str:
-    """Time implementations in turns, and return a table.
+    """Time implementations in turns, after a warm-up run each, and return a table.
 
     Args:
-        implementations: functions of the image, by name; speeds are relative to the
-            last one's. Each runs once to warm up.
-        image: what they get.
+        implementations: functions of the image by name; speeds are relative to the last
+            one's.
     """
     seconds: dict[str, list[float]] = {name: [] for name in implementations}
     for run in range(RUNS + 1):

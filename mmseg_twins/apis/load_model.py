@@ -1,4 +1,4 @@
-"""Load a segmentor from whatever there is of it."""
+"""Load a segmentor from a name, a folder, the Hugging Face hub or a config."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load_model(
 
             * the name of published weights, such as ``'upernet-svt-s-ade20k'``
               (``mmseg-twins weights`` lists them);
-            * a folder that :meth:`~.Predictor.save_pretrained` has written;
+            * a folder written by :meth:`~.Predictor.save_pretrained`;
             * a repository on the Hugging Face hub, ``'OWNER/NAME'``;
             * a config (its path, or the name of one of the package's), with a
               ``checkpoint``.
@@ -37,7 +37,7 @@ def load_model(
 
     Raises:
         SettingError: there is no such source, or it is a backbone.
-        CheckpointError: the weights cannot be fetched or read, or do not fit.
+        CheckpointError: the weights cannot be downloaded or read, or do not fit.
 
     Example:
         >>> from mmseg_twins.apis import load_model
@@ -54,17 +54,17 @@ def load_model(
 
 
 def is_segmentor(source: str | Path) -> bool:
-    """Return whether a name or a folder brings its own config."""
+    """Return whether a source, by its name or a folder, includes a config."""
     name = str(source)
     return is_name(name) or name in WEIGHTS or Path(name).is_dir()
 
 
 def find_segmentor(source: object) -> tuple[Config, str | Path]:
-    """Return the config and the checkpoint of a source that brings both.
+    """Return the config and the checkpoint of a source that includes both.
 
     Raises:
-        SettingError: it is no such source.
-        CheckpointError: a repository's files cannot be fetched.
+        SettingError: the source is none of the first three of :func:`load_model`.
+        CheckpointError: a repository's files cannot be downloaded.
     """
     name = str(source)
     folder = Path(name)
@@ -74,8 +74,8 @@ def find_segmentor(source: object) -> tuple[Config, str | Path]:
         ]
         if missing:
             raise SettingError(
-                f'the folder {name!r} has no {" and no ".join(missing)}; '
-                'save_pretrained writes such folders'
+                f'the folder {name!r} has no {" and no ".join(missing)}; give one '
+                'written by save_pretrained'
             )
         return read_plain_config(folder / CONFIG_FILE), folder / WEIGHTS_FILE
     if is_name(name) or name in WEIGHTS:
@@ -83,7 +83,7 @@ def find_segmentor(source: object) -> tuple[Config, str | Path]:
         config = find_config(weights.config)
         if weights.heads is None or config is None:
             raise SettingError(
-                f'{SCHEME}{weights.name} is a backbone, which predicts nothing; '
+                f'{SCHEME}{weights.name} is a backbone, which cannot predict; '
                 f'{SCHEME}upernet-{weights.variant}-ade20k is a segmentor with it'
             )
         return Config.fromfile(config), f'{SCHEME}{weights.name}'
@@ -91,13 +91,13 @@ def find_segmentor(source: object) -> tuple[Config, str | Path]:
         config = fetch_from_hub(name, CONFIG_FILE)
         return read_plain_config(config), fetch_from_hub(name, WEIGHTS_FILE)
     raise SettingError(
-        f'{name!r} is no segmentor: give a name that `mmseg-twins weights` lists, a '
+        f'{name!r} is not a segmentor: give a name that `mmseg-twins weights` lists, a '
         'folder, a repository on the Hugging Face hub, or a config with a checkpoint'
     )
 
 
 def read_config(source: str | Path | Config) -> Config:
-    """Return a config that is given itself, by its path, or by its name."""
+    """Return a config, given itself, its path, or its name."""
     if isinstance(source, Config):
         return source
     return Config.fromfile(resolve_config(str(source)))

@@ -1,4 +1,4 @@
-"""Build a config's segmentor and load a checkpoint, completely or with an error."""
+"""Build a config's segmentor and load a checkpoint strictly."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def build_segmentor(cfg: Config, model_cfg: dict | None = None) -> BaseSegmentor
     """Build a segmentor for prediction, without weights.
 
     Args:
-        cfg: of mmsegmentation's kind.
-        model_cfg: the model's, if it is not ``cfg.model``.
+        cfg: an mmsegmentation config.
+        model_cfg: the model's config; ``cfg.model`` by default.
 
     Returns:
         The segmentor in evaluation mode on the CPU, without auxiliary heads, and with
-        BatchNorm in place of SyncBatchNorm.
+        BatchNorm instead of SyncBatchNorm.
     """
     model_cfg = (cfg.model if model_cfg is None else model_cfg).copy()
     model_cfg.update(auxiliary_head=None, train_cfg=None, pretrained=None)
@@ -41,14 +41,14 @@ def build_segmentor(cfg: Config, model_cfg: dict | None = None) -> BaseSegmentor
 
 
 def load_weights(segmentor: BaseSegmentor, checkpoint: str | Path) -> Source:
-    """Load all weights of a segmentor; nothing in the checkpoint can run.
+    """Load all weights of a segmentor; no code in the checkpoint can run.
 
     Args:
-        segmentor: of :func:`build_segmentor`.
-        checkpoint: path or http(s) URL.
+        segmentor: from :func:`build_segmentor`.
+        checkpoint: path, http(s) URL or name of published weights.
 
     Returns:
-        What was read.
+        The content of the checkpoint.
 
     Raises:
         OSError: the checkpoint does not exist, or cannot be downloaded.
@@ -66,7 +66,7 @@ def load_weights(segmentor: BaseSegmentor, checkpoint: str | Path) -> Source:
 
 @contextlib.contextmanager
 def without_advice() -> Iterator[None]:
-    """Silence mmsegmentation's advice about losses, which predictions do not use."""
+    """Silence mmsegmentation's warnings about losses, which predictions do not use."""
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=UserWarning, module=r'mmseg\.')
         warnings.filterwarnings('ignore', 'The shape of value will convert')

@@ -1,8 +1,8 @@
-"""Draw a label map over its image, with a legend of the classes in it.
+"""Draw a label map over its image, with a legend of its classes.
 
 mmsegmentation's visualizer writes names into the regions, where those of small regions
-cover each other, and works on float64 images, which takes seconds and half a gigabyte
-at 12 megapixels. The colors here are equal to its up to rounding.
+overlap, and works on float64 images, which takes seconds and half a gigabyte at 12
+megapixels. The colors here equal mmsegmentation's up to rounding.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def draw_overlay(
     opacity: float = 0.6,
     legend: bool = True,
 ) -> np.ndarray:
-    """Draw classes over an image and list them beside it, the largest first.
+    """Draw classes over an image, with a legend at its right, largest class first.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -40,11 +40,11 @@ def draw_overlay(
         classes: names of the classes.
         palette: their RGB colors, from 0 to 255.
         opacity: 0 shows the image alone, 1 the classes alone.
-        legend: whether to add names, colors and shares of the pixels at the right.
+        legend: whether to add the legend: colors, names and shares of the pixels.
 
     Returns:
-        (H, W', 3) uint8, RGB, at the image's scale. It is higher than the image, on
-        white, where the legend is.
+        (H', W', 3) uint8, RGB, at the image's scale; white below the image if the
+        legend is higher.
 
     Raises:
         ValueError: image and labels differ in size, a label has no class, or the
@@ -56,7 +56,7 @@ def draw_overlay(
 
 
 class Painter:
-    """Draws an overlay some rows at a time; for the arguments see :func:`draw_overlay`.
+    """Draws an overlay a few rows at a time; see :func:`draw_overlay` for arguments.
 
     Raises:
         ValueError: the opacity is not from 0 to 1.
@@ -74,7 +74,7 @@ class Painter:
         self._counts = np.zeros(len(classes), np.int64)
 
     def paint(self, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return the classes over the next rows of the image.
+        """Return the next rows of the overlay.
 
         Raises:
             ValueError: image and labels differ in size, or a label has no class.
@@ -86,15 +86,15 @@ class Painter:
         classes, palette = self._classes, self._palette
         if labels.max() >= len(classes) or len(classes) != len(palette):
             raise ValueError(
-                f'labels go up to {labels.max()} for {len(classes)} classes with '
-                f'{len(palette)} colors'
+                f'labels go up to {labels.max()}, but there are {len(classes)} classes '
+                f'and {len(palette)} colors'
             )
         self._counts += np.bincount(labels.ravel(), minlength=len(classes))
         colors = np.asarray(palette, np.uint8)[labels]
         return cv2.addWeighted(image, 1 - self._opacity, colors, self._opacity, 0)
 
     def with_legend(self, overlay: np.ndarray) -> np.ndarray:
-        """Return all rows, with the legend at the right."""
+        """Return the whole overlay with the legend at its right."""
         counts = self._counts
         entries = [
             (self._classes[index], self._palette[index], counts[index] / counts.sum())
@@ -116,7 +116,7 @@ def draw_legend(
     """Draw a legend, black on white.
 
     Args:
-        entries: name, RGB color and share, from 0 to 1, of each class.
+        entries: name, RGB color and share of the pixels, from 0 to 1, of each class.
         height: the image's, in pixels.
 
     Returns:
@@ -151,7 +151,7 @@ def draw_legend(
         text.set_parse_math(False)
     extent = legend.get_window_extent(canvas.get_renderer())
     pixels = math.ceil(extent.width), max(height, math.ceil(extent.height))
-    # A hundredth more, because matplotlib rounds down.
+    # Add 0.01 px, because matplotlib rounds down.
     figure.set_size_inches([(side + 0.01) / figure.dpi for side in pixels])
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
@@ -160,8 +160,8 @@ def draw_legend(
 def layout(count: int, height: int) -> tuple[float, int]:
     """Choose the text size, in pixels, and the number of columns.
 
-    There are at most two columns, unless the text would become too small. A column is
-    as high as the image, or higher if the image is very low.
+    There are at most two columns, unless the text would become too small. Columns are
+    as high as the image, but at least ``MIN_LINES`` lines.
     """
     size = max(height / 36, MIN_TEXT_SIZE)
     while True:

@@ -1,8 +1,8 @@
-"""Predict image files with a segmentor, and pass it on.
+"""Predict image files with a segmentor.
 
-Unlike mmsegmentation's ``init_model`` and ``MMSegInferencer``, weights that do not fit
-the config are an error instead of a line in the log, nothing in a checkpoint can run,
-and test-time augmentation works.
+Unlike with mmsegmentation's ``init_model`` and ``MMSegInferencer``, weights that do not
+fit the config are an error instead of a line in the log, no code in a checkpoint can
+run, and test-time augmentation works.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.dataset_meta import find_dataset_meta
 from ..checkpoints.locating import locate
-from ..checkpoints.reading import read_source
+from ..checkpoints.reading import one_line, read_source
 from ..errors import SettingError
 from ..models.segmentors.encoder_decoder import Progress
 from ..state_dicts import strip_data_parallel
@@ -52,6 +52,7 @@ from .settings import (
     check_values,
     extended_model,
     row_loader,
+    slides_windows,
     windows,
 )
 
@@ -63,12 +64,13 @@ class Prediction:
     """The prediction for an image.
 
     Args:
-        image: (H, W, 3) uint8, RGB, as the pipeline has read it.
-        labels: (H, W) uint8, or uint16 if there are more than 256 classes. Classes
-            count from 0, and every pixel has one.
-        confidence: (H, W) float32, the probability of each label, if it is wanted.
-        tested_size: height and width at which the model has seen the image; of the
-            largest view with test-time augmentation.
+        image: (H, W, 3) uint8, RGB, as the pipeline reads it.
+        labels: (H, W) uint8, or uint16 if there are more than 256 classes. Classes are
+            numbered from 0, and every pixel has one.
+        confidence: (H, W) float32, the probability of each label; None unless the
+            predictor has ``confidence=True``.
+        tested_size: height and width of the model's input; with test-time
+            augmentation, of the largest one.
     """
 
     image: np.ndarray
@@ -78,18 +80,18 @@ class Prediction:
 
     @property
     def was_shrunk(self) -> bool:
-        """Whether the model has seen fewer rows or columns than the image has."""
+        """Whether the model's input has fewer rows or columns than the image."""
         sides = zip(self.tested_size, self.labels.shape, strict=True)
         return any(tested < side for tested, side in sides)
 
 
 class Strip(NamedTuple):
-    """Some rows of an image, and what is predicted of them.
+    """The prediction for some rows of an image.
 
     Args:
         rows: of the image.
-        labels: (rows, W), as of a :class:`Prediction`.
-        confidence: (rows, W) float32, likewise, or None.
+        labels: (rows, W), as in :class:`Prediction`.
+        confidence: (rows, W) float32 or None, likewise.
     """
 
     rows: slice
@@ -98,38 +100,36 @@ class Strip(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """An image, (H, W, 3) uint8, RGB, and what the test pipeline makes of it."""
+    """An image, (H, W, 3) uint8, RGB, and the result of the test pipeline."""
 
     image: np.ndarray
     prepared: dict
 
 
 class Predictor:
-    """Predict image files; :func:`.load_model` makes one of whatever there is.
+    """Predict image files; :func:`.load_model` is the usual way to make a predictor.
 
     Args:
-        cfg: of mmsegmentation's kind. If its model is a ``SegTTAModel`` with the
+        cfg: an mmsegmentation config. If its model is a ``SegTTAModel`` with the
             segmentor as ``module``, predictions are averaged over the augmentations of
             the test pipeline.
-        checkpoint: a segmentor's weights: a path, an http(s) URL or a name such as
+        checkpoint: the segmentor's weights: a path, an http(s) URL or a name such as
             ``twins://upernet-svt-s-ade20k``.
-        device: ``'auto'``, which is a CUDA GPU if there is one, ``'cpu'`` or
-            ``'cuda'``.
-        confidence: whether predictions have the probability of each label.
-        full_resolution: whether windows slide over the image at its own resolution,
-            without the resizing of the test pipeline.
-        window: side of the windows in pixels, which implies ``full_resolution``; the
-            config's crop size by default.
-        stride: step between windows in pixels, likewise; two thirds of the window by
-            default.
-        batch: how many windows go through the network at a time or, without windows,
-            how many images of one size.
-        bands: the numbers of the bands that the model takes, from 1, with windows;
-            colors in the order red, green, blue. By default all of a TIFF, without
+        device: ``'cpu'``, ``'cuda'`` or ``'auto'``: a CUDA GPU if there is one.
+        confidence: whether to predict the probability of each label, too.
+        full_resolution: whether to slide windows over the image at its own resolution
+            instead of resizing it as the test pipeline does.
+        window: side of the windows in pixels; the config's crop size by default.
+            Implies ``full_resolution``.
+        stride: step between windows in pixels; two thirds of the window by default.
+            Implies ``full_resolution``.
+        batch: number of windows in a batch or, without windows, of images of one size.
+        bands: numbers of the bands that the model takes, from 1, with colors in the
+            order red, green, blue; needs windows. By default all of a TIFF but
             transparency.
-        value_range: the values that become 0 and 255 where values have more than 8
-            bits, with windows; those beyond them become 0 and 255 too. ``'raw'`` where
-            the model takes them as they are.
+        value_range: for images of more than 8 bits, the values that become 0 and 255;
+            values beyond are clipped. ``'raw'`` leaves values as they are. Needs
+            windows.
 
     Attributes:
         model: the segmentor.
@@ -139,7 +139,7 @@ class Predictor:
 
     Raises:
         ValueError: there is no such device, the checkpoint cannot be read or does not
-            fit the config, or the config lacks what prediction needs.
+            fit the config, or the config does not have what prediction needs.
         OSError: the checkpoint does not exist or cannot be downloaded.
 
     Example:
@@ -165,15 +165,17 @@ class Predictor:
         device = choose_device(device)
         init_default_scope(cfg.get('default_scope') or 'mmseg')
         if batch < 1:
-            raise SettingError(f'batch={batch}; give a positive number')
-        slides = full_resolution or window is not None or stride is not None
+            raise SettingError(f'batch={batch}; give a positive integer')
+        slides = slides_windows(
+            full_resolution=full_resolution, window=window, stride=stride
+        )
         check_values(bands, value_range, slides=slides)
         self._batch = batch
         self._bands, self._is_confident = bands, confidence
         if slides:
             self._load, self._swaps = row_loader(cfg)
             if bands is not None or value_range is not None:
-                self._load = None  # which neither chooses bands nor keeps 16 bits
+                self._load = None  # it neither chooses bands nor keeps 16 bits
         else:
             self._load, self._transform = build_pipelines(cfg)
         model_cfg = cfg.model
@@ -209,12 +211,11 @@ class Predictor:
         """Predict an image file.
 
         Args:
-            path: the file.
-            progress: is called with the number of windows done, and of all windows,
-                where windows slide over the image.
+            progress: with sliding windows, a function that is called with the number of
+                finished windows and that of all windows.
 
         Raises:
-            PredictionError: the file cannot be read, or the model does not take the
+            PredictionError: the file cannot be read, or the model does not accept the
                 image.
         """
         if not self.slides:
@@ -227,7 +228,7 @@ class Predictor:
             if strips[0].confidence is not None:
                 confidence = np.concatenate([strip.confidence for strip in strips])
             return Prediction(
-                self._scale.picture(source.read(0, size[0])),
+                self._scale.image(source.read(0, size[0])),
                 np.concatenate([strip.labels for strip in strips]),
                 confidence,
                 size,
@@ -238,14 +239,13 @@ class Predictor:
     def predict_all(
         self, paths: Iterable[str | Path], *, progress: Progress | None = None
     ) -> Iterator[Prediction | PredictionError]:
-        """Predict image files; neighbors of one size go through the network together.
+        """Predict image files; successive images of one size form batches.
 
         Args:
-            paths: the files.
             progress: see :meth:`predict`.
 
         Yields:
-            For each file its prediction, or why there is none.
+            For each file, its prediction or the error.
         """
         waiting: list[Sample] = []
         for path in paths:
@@ -273,27 +273,26 @@ class Predictor:
     ) -> Iterator[Strip]:
         """Predict an image in windows while it is read, in bounded memory.
 
-        Memory grows with the width of the image and not with its height.
+        Memory grows with the width of the image but not with its height.
 
         Args:
-            source: the image; :class:`~.rows.ArrayRows` makes one of an array or of a
-                ``numpy.memmap``. Anything does that has its ``shape``, ``dtype`` and
-                ``read``.
+            source: the image. :class:`~.rows.ArrayRows` wraps an array or a
+                ``numpy.memmap``; any :class:`~.rows.RowSource` will do.
             progress: see :meth:`predict`.
 
         Yields:
-            The image's rows from top to bottom, as soon as they are predicted.
+            Predictions for the image's rows, from top to bottom.
 
         Raises:
-            SettingError: the predictor has no windows.
+            SettingError: the predictor does not slide windows.
             PredictionError: the source cannot be read to its end, or the model does not
-                take the image.
+                accept the image.
         """
         self._require_windows()
         self._scale.check(source.dtype)
         if source.shape[2] != self._channels:
             raise PredictionError(
-                f'it has {source.shape[2]} bands, and the model takes {self._channels}'
+                f'it has {source.shape[2]} bands, but the model takes {self._channels}'
             )
         windows = Windows(
             source, self.model.data_preprocessor, self._scale, swaps=self._swaps
@@ -337,26 +336,25 @@ class Predictor:
     ) -> None:
         """Predict an image file in windows, and write the results while it is read.
 
-        Results that are TIFFs have the georeference of an image that is one, and memory
-        grows with the width of the image only, if it is one as well. Those that are PNG
-        files, by their name, are held in memory, 8 bits a pixel.
+        Results are TIFFs or PNG files, by their names. If image and results are TIFFs,
+        the results have the image's georeference, and memory grows with the width of
+        the image only. PNG files are held in memory until they are complete.
 
         Args:
-            image: the file.
             labels: file for the class of each pixel.
-            confidence: file for the labels' probabilities, of which 255 is certain.
-            overlay: file for the classes painted over the image; a PNG file has a
-                legend.
-            opacity: of the overlay, from 0 to 1.
+            confidence: file for the probability of each label, where 255 is certain.
+            overlay: file for the classes over the image; a PNG file has a legend.
+            opacity: opacity of the overlay, from 0 to 1.
             force: whether existing files may be replaced.
             progress: see :meth:`predict`.
 
         Raises:
-            SettingError: the predictor has no windows, or rasterio is not installed.
-            PredictionError: the file cannot be read, or the model does not take the
+            SettingError: the predictor does not slide windows, or rasterio is not
+                installed.
+            PredictionError: the file cannot be read, or the model does not accept the
                 image.
-            EndOfRows: the file cannot be read to its last row; the rows so far are in
-                files of their own, which the message names.
+            EndOfRows: the file cannot be read to its last row; the message names the
+                files with the results so far.
             OSError: a result cannot be written, or exists without ``force``.
         """
         self._require_windows()
@@ -385,7 +383,7 @@ class Predictor:
 
             def paint(strip: Strip) -> np.ndarray:
                 pixels = source.read(strip.rows.start, strip.rows.stop)
-                return painter.paint(self._scale.picture(pixels), strip.labels)
+                return painter.paint(self._scale.image(pixels), strip.labels)
 
             add(labels, attrgetter('labels'), dtype=self._label_type)
             add(confidence, lambda strip: eight_bits(strip.confidence))
@@ -398,12 +396,12 @@ class Predictor:
     def _require_windows(self) -> None:
         if not self.slides:
             raise SettingError(
-                'rows and files of results need windows; give the predictor '
-                'full_resolution=True or window=PX'
+                'predict_rows and predict_file need sliding windows; give the '
+                'predictor full_resolution=True or window=PX'
             )
 
     def _opened(self, path: str | Path) -> AbstractContextManager[RowSource]:
-        """Return the rows of an image file."""
+        """Open an image file as a row source."""
         if self._load is None or is_tiff(path):
             return tiff_rows(Path(path), self._bands, self._channels)
         pixels = self._decode(path)['img']
@@ -415,7 +413,7 @@ class Predictor:
         """Read an image file as the test pipeline does."""
         try:
             return self._load({'img_path': str(path)})
-        # mmcv raises different errors for damaged files.
+        # mmcv raises various errors for damaged files.
         except (OSError, AssertionError, AttributeError, cv2.error) as error:
             reason = getattr(error, 'strerror', None) or 'it cannot be decoded'
             raise PredictionError(reason) from error
@@ -423,7 +421,7 @@ class Predictor:
     def _test_each(
         self, samples: Sequence[Sample]
     ) -> Iterator[Prediction | PredictionError]:
-        """Predict images together or, where that fails, one by one."""
+        """Predict images as a batch or, if that fails, one by one."""
         if not samples:
             return
         try:
@@ -481,12 +479,12 @@ class Predictor:
         """Write weights, config and model card, for :func:`.load_model`.
 
         Args:
-            folder: is made if it does not exist.
-            name: for the model card; that of the folder by default.
+            folder: created if it does not exist.
+            name: name in the model card; the folder by default.
             force: whether existing files may be replaced.
 
         Raises:
-            OSError: a file exists already, or cannot be written.
+            OSError: a file exists without ``force``, or cannot be written.
         """
         sharing.save_segmentor(
             Path(folder),
@@ -501,14 +499,14 @@ class Predictor:
         """Upload weights, config and model card to the Hugging Face hub.
 
         Args:
-            repository: ``OWNER/NAME``; is made if it does not exist.
+            repository: ``OWNER/NAME``; created if it does not exist.
             private: whether a new repository is private.
 
         Returns:
             The repository's URL.
 
         Raises:
-            SharingError: the hub refuses the upload, or cannot be reached.
+            SharingError: the hub refuses the upload or cannot be reached.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, name=repository, force=True)
@@ -516,18 +514,19 @@ class Predictor:
 
 
 def refusal(shape: tuple[int, ...], error: Exception) -> PredictionError:
-    """Return the error for an image that the model does not take."""
+    """Return the error for an image that the model does not accept."""
     height, width = shape[:2]
     return PredictionError(
-        f'the model does not take {width}x{height} px '
-        f'({str(error).strip().splitlines()[0]})'
+        f'the model does not accept {width}x{height} px ({one_line(error)})'
     )
 
 
 def taken_values(
     preprocessor: nn.Module, segmentor: Mapping
 ) -> tuple[int, tuple[float, float]]:
-    """Return how many bands a segmentor takes, and the range of most of their values.
+    """Return the number of bands that a segmentor takes, and the range of their values.
+
+    The range is the mean plus and minus twice the standard deviation.
 
     Args:
         preprocessor: the segmentor's.
@@ -546,7 +545,7 @@ def choose_device(name: str) -> str:
     """Return the device to predict on, ``'cpu'`` or ``'cuda'``.
 
     Raises:
-        ValueError: ``name`` is not one of ``DEVICES``, or PyTorch finds no GPU.
+        SettingError: ``name`` is not one of ``DEVICES``, or PyTorch finds no GPU.
     """
     if name not in DEVICES:
         raise SettingError(f'device={name!r}; give one of {", ".join(DEVICES)}')

@@ -1,9 +1,8 @@
-"""Images that are read, and results that are written, some rows at a time.
+"""Read images and write results a few rows at a time, in bounded memory.
 
-A *row source* has ``shape``, (height, width, bands), ``dtype``, and ``read(start,
-stop)``, which returns these rows, (rows, width, bands), in the order of the file's
-bands: red before green. A *row sink* is given the rows of a result one after the other,
-and its file is there complete, or not at all.
+A row source (:class:`RowSource`) returns any range of an image's rows. A row sink
+(:func:`row_sink`) takes the rows of a result from top to bottom, and writes its file
+completely or not at all.
 """
 
 from __future__ import annotations
@@ -29,30 +28,33 @@ from ..errors import SettingError
 TIFFS = ('.tif', '.tiff')
 RAW = 'raw'
 TILE = 256
-LEAST_CACHE = 16 << 20  # bytes of decoded tiles that GDAL may keep
+MIN_CACHE = 16 << 20  # bytes of decoded tiles that GDAL may keep
 
 
 class PredictionError(RuntimeError):
     """An image cannot be read or predicted; the message is the reason."""
 
 
-class EndOfRows(PredictionError):  # noqa: N818, it says where rather than what
+class EndOfRows(PredictionError):  # noqa: N818, more telling without "Error"
     """A file cannot be read to its last row."""
 
 
 class RowSource(Protocol):
-    """An image that is read some rows at a time.
+    """An image that is read a few rows at a time.
 
     Attributes:
         shape: height, width and number of bands.
-        dtype: of the values.
+        dtype: type of the values.
     """
 
     shape: tuple[int, int, int]
     dtype: np.dtype
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return the rows from one up to another, (rows, width, bands)."""
+        """Return the rows from ``start`` to before ``stop``, (rows, width, bands).
+
+        Colors are in the order red, green, blue.
+        """
         ...
 
 
@@ -64,27 +66,26 @@ class ArrayRows:
         self.shape, self.dtype = self._pixels.shape, pixels.dtype
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return the rows from one up to another, (rows, width, bands)."""
+        """Return the rows from ``start`` to before ``stop``, (rows, width, bands)."""
         return self._pixels[start:stop]
 
 
 class Georeference(NamedTuple):
-    """Where on Earth an image is: rasterio's ``crs`` and ``transform``."""
+    """The georeference of an image: rasterio's ``crs`` and ``transform``."""
 
     crs: object
     transform: object
 
 
 class TiffRows:
-    """The rows of a TIFF, of which no more are held than are asked for.
+    """The rows of a TIFF, without holding any of them.
 
     Args:
-        path: the file.
-        file: as rasterio has opened it.
-        bands: the numbers of the bands, from 1.
+        file: the file as opened by rasterio.
+        bands: numbers of the bands to read, from 1.
 
     Attributes:
-        georeference: of the file, or None.
+        georeference: the file's, or None.
     """
 
     def __init__(self, path: Path, file, bands: Sequence[int]) -> None:
@@ -97,10 +98,10 @@ class TiffRows:
         )
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return the rows from one up to another, (rows, width, bands).
+        """Return the rows from ``start`` to before ``stop``, (rows, width, bands).
 
         Raises:
-            EndOfRows: the file ends before, or is damaged there.
+            EndOfRows: the file is truncated or damaged.
         """
         if (rows := self._read(start, stop)) is not None:
             return rows
@@ -121,12 +122,12 @@ class TiffRows:
 
 
 def is_tiff(path: str | Path) -> bool:
-    """Return whether a file is a TIFF by its name."""
+    """Return whether the name of a file is that of a TIFF."""
     return Path(path).suffix.lower() in TIFFS
 
 
 def part_of(path: Path) -> Path:
-    """Return where the rows of a result go whose image ends early."""
+    """Return the path of an incomplete result, of an image that cannot be read on."""
     return path.with_suffix(f'.part{path.suffix}')
 
 
@@ -141,14 +142,14 @@ def import_rasterio() -> ModuleType:
         import rasterio.windows
     except ImportError as error:
         raise SettingError(
-            'TIFFs that windows slide over are read and written with rasterio, which '
-            "is not installed; pip install 'mmseg_twins[tiff]' brings it"
+            'sliding windows over TIFFs need rasterio, which is not installed; run: '
+            "pip install 'mmseg_twins[tiff]'"
         ) from error
     return rasterio
 
 
 def opened_tiff(path: Path, mode: str = 'r', **creation):
-    """Return a TIFF as rasterio opens it; arguments are those of ``rasterio.open``."""
+    """Open a TIFF with ``rasterio.open``, without its warnings about georeferences."""
     rasterio = import_rasterio()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)
@@ -162,14 +163,13 @@ def tiff_rows(
     """Open a TIFF, or another file that GDAL reads.
 
     Args:
-        path: the file.
-        bands: the numbers of the bands that are wanted, from 1. By default all but
-            transparency; a single gray one stands for three colors.
-        channels: of the images that the model takes.
+        bands: numbers of the bands to read, from 1. By default all but transparency; a
+            single gray band is repeated.
+        channels: number of bands that the model takes.
 
     Raises:
-        PredictionError: the file cannot be read, or there is no such band, or bands
-            have to be chosen.
+        PredictionError: the file cannot be read, it does not have the bands, or the
+            default does not fit the model.
     """
     rasterio = import_rasterio()
     try:
@@ -179,25 +179,24 @@ def tiff_rows(
         raise PredictionError(reason) from error
     itemsize = max(np.dtype(dtype).itemsize for dtype in file.dtypes)
     row_of_tiles = file.block_shapes[0][0] * file.width * file.count * itemsize
-    # GDAL keeps decoded tiles in 5 % of the machine's memory otherwise.
-    cache = max(4 * row_of_tiles, LEAST_CACHE)
+    # GDAL's default is 5 % of the machine's memory.
+    cache = max(4 * row_of_tiles, MIN_CACHE)
     with file, rasterio.Env(GDAL_CACHEMAX=cache):
         yield TiffRows(path, file, choose_bands(file, bands, channels))
 
 
 def choose_bands(file, bands: Sequence[int] | None, channels: int) -> Sequence[int]:
-    """Return the numbers of the bands of a file that are read; see above."""
+    """Return the numbers of the bands to read, as :func:`tiff_rows` describes."""
     if bands is not None:
         if max(bands) > file.count:
             raise PredictionError(
-                f'band {max(bands)} is asked for (--bands), and its last band is '
-                f'number {file.count}'
+                f'it has {file.count} bands, so --bands cannot include {max(bands)}'
             )
         return bands
     kinds = [kind.name for kind in file.colorinterp]
     if 'palette' in kinds:
         raise PredictionError(
-            'its values are numbers of colors in a palette; convert it to colors first '
+            'its values are indices into a palette; convert it to colors first '
             '(gdal_translate -expand rgb)'
         )
     found = [band for band, kind in enumerate(kinds, 1) if kind != 'alpha']
@@ -208,38 +207,39 @@ def choose_bands(file, bands: Sequence[int] | None, channels: int) -> Sequence[i
     if len(found) != channels:
         some = ' '.join(map(str, range(1, channels + 1)))
         raise PredictionError(
-            f'it has {file.count} bands, and the model takes {channels}; '
-            f'choose them, such as with --bands {some}'
+            f'it has {file.count} bands, but the model takes {channels}; choose them '
+            f'with --bands, such as --bands {some}'
         )
     return found
 
 
 class Scale(NamedTuple):
-    """How values become those that the model takes.
+    """Conversion of an image's values to those that the model takes.
+
+    Values of 8 bits are never scaled.
 
     Args:
-        value_range: the values that become 0 and 255, and those beyond likewise;
-            ``'raw'`` where the model takes them as they are; None if only 8 bits are
-            expected, which are never scaled.
-        shown: the values that are black and white in pictures, if they are raw.
+        value_range: the values that become 0 and 255; values beyond are clipped.
+            ``'raw'`` leaves values as they are; None allows 8 bits only.
+        shown: the raw values that overlays show as black and white.
     """
 
     value_range: tuple[float, float] | str | None
     shown: tuple[float, float]
 
     def check(self, dtype: np.dtype) -> None:
-        """Check that values of a type can be scaled.
+        """Check that values of a type can be converted.
 
         Raises:
-            PredictionError: it has not been said how, or they are no numbers.
+            PredictionError: they are not real numbers, or need a ``value_range``.
         """
         if dtype.kind not in 'uif':
-            raise PredictionError(f'its values are {dtype}; real numbers are needed')
+            raise PredictionError(f'its values are {dtype}, not real numbers')
         if dtype != np.uint8 and self.value_range is None:
             raise PredictionError(
-                f'its values are {dtype}, and not of 8 bits; --value-range LOW HIGH '
-                'says which of them become 0 and 255, and --raw-values that the model '
-                'takes them as they are'
+                f'its values are {dtype}, not 8 bits; give those that become 0 and 255 '
+                'with --value-range LOW HIGH, or leave them as they are with '
+                '--raw-values'
             )
 
     def values(self, pixels: np.ndarray) -> np.ndarray:
@@ -250,7 +250,7 @@ class Scale(NamedTuple):
             return np.nan_to_num(pixels.astype(np.float32), copy=False)
         return stretched(pixels, self.value_range)
 
-    def picture(self, pixels: np.ndarray) -> np.ndarray:
+    def image(self, pixels: np.ndarray) -> np.ndarray:
         """Return the first three bands, or the first one in gray: (H, W, 3) uint8."""
         few = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., [0, 0, 0]]
         if few.dtype != np.uint8:
@@ -260,7 +260,7 @@ class Scale(NamedTuple):
 
 
 def stretched(pixels: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Scale values from between two limits to 0 to 255; NaN becomes 0."""
+    """Scale values between two limits to 0 to 255, and clip others; NaN becomes 0."""
     low, high = limits
     values = pixels.astype(np.float32)
     values -= low
@@ -269,21 +269,17 @@ def stretched(pixels: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 
 
 class Windows:
-    """Windows of an image that is read row by row, prepared for the model.
+    """Cuts windows out of an image that is read row by row, and normalizes them.
 
-    Each one is normalized by itself, to the values that the data preprocessor gives the
-    whole image with its padding.
+    The values are those that the data preprocessor gives the whole image with its
+    padding.
 
     Args:
-        source: of the image.
-        preprocessor: the segmentor's.
-        scale: of the values.
-        swaps: whether the model is given the first three bands in opposite order, as
-            OpenCV reads colors.
+        swaps: whether the model takes blue before red, as OpenCV reads colors.
 
     Attributes:
-        size: of the image with its padding.
-        meta: of its sample.
+        size: height and width of the image with its padding.
+        meta: the meta information of the image's sample.
     """
 
     def __init__(
@@ -324,7 +320,7 @@ class Windows:
     def _values(self, rows: slice, columns: slice) -> np.ndarray:
         """Return a window without padding, (bands, h, w)."""
         if self._band[0] != rows:
-            self._band = None, None  # before the next one is read
+            self._band = None, None  # frees it before the next one is read
             height = self._source.shape[0]
             band = self._source.read(min(rows.start, height), min(rows.stop, height))
             self._band = rows, band
@@ -348,16 +344,12 @@ def padding_of(
 
 
 class PngSink:
-    """A result that is collected, and becomes a PNG file when it is complete.
+    """A result that is collected in memory, and written as a PNG file at the end.
 
-    Args:
-        path: the file.
-        shape: (H, W) or (H, W, 3).
-        dtype: uint8 or uint16.
-        finish: returns what is written of the rows.
+    For the arguments see :func:`row_sink`.
 
     Attributes:
-        rows: how many there are so far.
+        rows: number of rows so far.
     """
 
     def __init__(
@@ -382,17 +374,13 @@ class PngSink:
 
 
 class TiffSink:
-    """A result that becomes a TIFF, tiled and compressed, a row of tiles at a time.
+    """A tiled and compressed TIFF that is written a row of tiles at a time.
 
-    Args:
-        path: the file.
-        temporary: where it is written.
-        shape: (H, W) or (H, W, 3).
-        dtype: uint8 or uint16.
-        georeference: of the file, or None.
+    It is written to the file ``temporary``; for the other arguments see
+    :func:`row_sink`.
 
     Attributes:
-        rows: how many there are so far.
+        rows: number of rows so far.
     """
 
     def __init__(
@@ -410,7 +398,7 @@ class TiffSink:
         place = georeference._asdict() if georeference else {}
         self._file = opened_tiff(
             temporary,
-            'w+',  # as incomplete results are read again
+            'w+',  # because `save` reads it again
             driver='GTiff',
             height=shape[0],
             width=shape[1],
@@ -442,7 +430,7 @@ class TiffSink:
         return import_rasterio().windows.Window(0, start, self._shape[1], stop - start)
 
     def save(self, path: Path, *, force: bool) -> None:
-        """Write the rows so far to another file, which ends with them."""
+        """Write the rows so far to another file."""
         shape = self.rows, *self._shape[1:]
         written = self.rows - len(self._waiting)
         with row_sink(
@@ -455,7 +443,7 @@ class TiffSink:
             sink.write(self._waiting)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Finish the file."""
         self._file.close()
 
 
@@ -472,15 +460,15 @@ def row_sink(
     georeference: Georeference | None = None,
     finish: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> Iterator[RowSink]:
-    """Write rows to a file, which is there complete at the end, or not at all.
+    """Write rows to a file, completely or not at all.
 
     Args:
-        path: the file: a TIFF, which is written while rows come, or a PNG file.
+        path: a TIFF, which is written as rows arrive, or a PNG file.
         shape: (H, W) or (H, W, 3).
         dtype: uint8 or, for (H, W), uint16.
         force: whether an existing file may be replaced.
-        georeference: of a TIFF.
-        finish: returns what is written to a PNG file, given all rows.
+        georeference: a TIFF's.
+        finish: for a PNG file, a function of all rows that returns the image to write.
 
     Raises:
         OSError: it cannot be written, or exists without ``force``.
@@ -510,21 +498,20 @@ def row_sink(
 
 @contextmanager
 def keeping_parts(sinks: Sequence[RowSink], *, force: bool) -> Iterator[None]:
-    """Keep the rows so far, in files of their own, of an image that ends early.
+    """Save the rows so far to :func:`part_of` each file if the image ends early.
 
     Args:
-        sinks: of its results.
         force: whether existing files may be replaced.
 
     Raises:
-        EndOfRows: the message names these files.
+        EndOfRows: the image ends early; the message names the files.
     """
     try:
         yield
     except EndOfRows as error:
         rows = min(sink.rows for sink in sinks)
         if not rows:
-            raise EndOfRows(f'{error}, before the first row of windows') from error
+            raise EndOfRows(f'{error}, too early for any prediction') from error
         for sink in sinks:
             sink.save(part_of(sink.path), force=force)
         names = ', '.join(str(part_of(sink.path)) for sink in sinks)
@@ -532,10 +519,10 @@ def keeping_parts(sinks: Sequence[RowSink], *, force: bool) -> Iterator[None]:
 
 
 def check_tiles(path: Path) -> None:
-    """Check that all tiles of a TIFF are there, as GDAL does not say so on closing.
+    """Check that no tile of a TIFF is missing; GDAL does not report that on closing.
 
     Raises:
-        RasterioIOError: one is missing.
+        RasterioIOError: a tile is missing.
     """
     size = path.stat().st_size
     with opened_tiff(path) as file:
@@ -549,17 +536,16 @@ def check_tiles(path: Path) -> None:
 
 
 def eight_bits(confidence: np.ndarray) -> np.ndarray:
-    """Return probabilities as they are written: 255 is certain."""
+    """Convert probabilities to 8 bits for files: 255 is certain."""
     return np.rint(255 * confidence).astype(np.uint8)
 
 
 def write_png(path: Path, pixels: np.ndarray, *, force: bool) -> None:
-    """Write a PNG file atomically, and create its folder.
+    """Write a PNG file atomically, and create its folder if need be.
 
     Args:
-        path: the file.
         pixels: (H, W) uint8 or uint16, or (H, W, 3) uint8, RGB.
-        force: whether an existing file may be overwritten.
+        force: whether an existing file may be replaced.
 
     Raises:
         OSError: it cannot be written, or exists without ``force``.

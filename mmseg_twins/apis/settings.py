@@ -1,4 +1,4 @@
-"""Change a config's model and pipeline to what is asked of predictions."""
+"""Adapt a config's model and test pipeline to the options of prediction."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def extended_model(cfg: Config, asked: str) -> ConfigDict:
     Its labels are mmsegmentation's up to ties, and its state dict is the same.
 
     Args:
-        cfg: of mmsegmentation's kind.
-        asked: what needs it, for the message.
+        cfg: an mmsegmentation config.
+        asked: the option that needs it, for the message.
 
     Raises:
-        SettingError: the config's segmentor has no replacement.
+        SettingError: the package does not have the config's type of segmentor.
     """
     model = copy.deepcopy(cfg.model)
     segmentor = model.get('module', model)
@@ -43,33 +43,41 @@ def extended_model(cfg: Config, asked: str) -> ConfigDict:
 
 
 def replace_type(part: ConfigDict, name: str, asked: str) -> None:
-    """Let a part of the model be this package's class of a name.
+    """Replace the type of a part of the model with this package's class of that name.
 
     Raises:
-        SettingError: it is neither that nor mmsegmentation's.
+        SettingError: the part is neither this package's nor mmsegmentation's class.
     """
     kind = getattr(part.type, '__name__', part.type)
     if kind not in [f'{scope}{name}' for scope in SCOPES]:
         raise SettingError(
-            f'{asked} needs a model of type {name}, and the config has {kind}'
+            f'{asked} needs a model of type {name}, but the config has {kind}'
         )
     part.type = f'mmseg_twins.{name}'
+
+
+def slides_windows(
+    *, full_resolution: bool, window: int | None, stride: int | None
+) -> bool:
+    """Return whether windows slide over images with these options of a Predictor."""
+    return full_resolution or window is not None or stride is not None
 
 
 def windows(
     cfg: Config, segmentor: Mapping, window: int | None, stride: int | None
 ) -> dict[str, tuple[int, ...]]:
-    """Return the windows that slide over images, as entries of ``test_cfg``.
+    """Return the settings of sliding windows, as entries of ``test_cfg``.
 
     Args:
-        cfg: of mmsegmentation's kind.
+        cfg: an mmsegmentation config.
         segmentor: its segmentor's config.
-        window: their side in pixels; by default the crop size of tests or, without one,
-            that of the training.
-        stride: the step between them in pixels; two thirds of them by default.
+        window: side of the windows in pixels; by default the crop size of tests or,
+            without one, that of the training.
+        stride: step between windows in pixels; two thirds of the window by default.
 
     Raises:
-        SettingError: there is no window, or the windows leave pixels out.
+        SettingError: the config has no window size, or there would be gaps between
+            windows.
     """
     test_cfg = segmentor.get('test_cfg') or {}
     if window is None:
@@ -78,9 +86,9 @@ def windows(
         size = tuple(next(filter(is_pair, sizes), ()))
         if not size:
             raise SettingError(
-                'window: the config has no model.test_cfg.crop_size, no '
-                'model.data_preprocessor.size and no training images of one size to '
-                'take it from; give its side in pixels (--window)'
+                'window: the config has neither model.test_cfg.crop_size nor '
+                'model.data_preprocessor.size nor training images of a fixed size; '
+                'give the side of the windows in pixels (--window)'
             )
     elif window < 1:
         raise SettingError(f'window={window}; give a positive number of pixels')
@@ -88,8 +96,8 @@ def windows(
         size = window, window
     if stride is not None and not 1 <= stride <= min(size):
         raise SettingError(
-            f"stride={stride}; give a number of pixels from 1 to the window's "
-            f'{min(size)}, or pixels between windows would have no label'
+            f'stride={stride}; give a number of pixels from 1 to {min(size)}, the side '
+            'of the windows, so that they cover the image'
         )
     if stride is not None:
         steps = (stride, stride)
@@ -101,7 +109,7 @@ def windows(
 
 
 def training_size(cfg: Config) -> tuple[int, int] | None:
-    """Return height and width of training images, if the pipeline makes one size."""
+    """Return height and width of training images; None if they vary or are unknown."""
     dataset = innermost_dataset(cfg, 'train_dataloader')
     size = None
     for step in dataset.get('pipeline') or ():
@@ -122,13 +130,15 @@ def check_values(
     *,
     slides: bool,
 ) -> None:
-    """Check which values of images are asked for.
+    """Check the options for the values of images.
 
     Raises:
-        SettingError: they cannot be, or images are not predicted in windows.
+        SettingError: a value is not allowed, or images are not predicted in windows.
     """
     if bands is not None and not (bands and min(bands) > 0):
-        raise SettingError(f'bands={list(bands)}; give numbers from 1 (--bands 1 2 3)')
+        raise SettingError(
+            f'bands={list(bands)}; give positive integers (--bands 1 2 3)'
+        )
     if value_range not in (None, RAW) and not is_range(value_range):
         raise SettingError(
             f'value_range={value_range!r}; give two numbers, the lower one first '
@@ -136,8 +146,8 @@ def check_values(
         )
     if not slides and (bands or value_range):
         raise SettingError(
-            'bands and value_range (--bands, --value-range, --raw-values) are for '
-            'images that windows slide over; add --full-resolution, or --window PX'
+            'bands and value_range (--bands, --value-range, --raw-values) need sliding '
+            'windows; add --full-resolution or --window PX'
         )
 
 
@@ -152,11 +162,11 @@ def is_range(value: object) -> bool:
 
 
 def test_steps(cfg: Config, *loaders: str) -> list:
-    """Return the test pipeline without the loading of annotations.
+    """Return the steps of the test pipeline that do not load annotations.
 
     Args:
-        cfg: of mmsegmentation's kind.
-        loaders: the steps that it may begin with.
+        cfg: an mmsegmentation config.
+        loaders: allowed types of the first step.
 
     Raises:
         SettingError: there is no such pipeline.
@@ -165,28 +175,28 @@ def test_steps(cfg: Config, *loaders: str) -> list:
     steps = loader.get('dataset', {}).get('pipeline')
     if not steps or steps[0]['type'] not in loaders:
         raise SettingError(
-            'config: prediction needs a test_dataloader.dataset.pipeline that begins '
+            'config: prediction needs a test_dataloader.dataset.pipeline that starts '
             f'with {" or ".join(loaders)}'
         )
     return [steps[0], *without_annotations(steps[1:])]
 
 
 def build_pipelines(cfg: Config) -> tuple[Compose, Compose]:
-    """Build the test pipeline's loader of images, and the rest.
+    """Build two pipelines: the test pipeline's first step, which loads, and the rest.
 
     Raises:
-        SettingError: there is no pipeline that loads image files.
+        SettingError: the config has no test pipeline that loads image files.
     """
     loader, *rest = test_steps(cfg, LOADER)
     return Compose([loader]), Compose(rest)
 
 
 def row_loader(cfg: Config) -> tuple[Compose | None, bool]:
-    """Return what reads images that windows slide over, other than TIFFs.
+    """Return how images other than TIFFs are read for sliding windows.
 
     Returns:
-        The test pipeline's loader, or None if all images are read as TIFFs are; and
-        whether the model is given blue before red.
+        The test pipeline's loader, or None if all images are read like TIFFs; and
+        whether the model takes blue before red.
 
     Raises:
         SettingError: the test pipeline has steps that need whole images.
@@ -196,8 +206,8 @@ def row_loader(cfg: Config) -> tuple[Compose | None, bool]:
     if more := [name for name in names if name != 'PackSegInputs']:
         raise SettingError(
             'predictions at full resolution (--full-resolution, --window, --stride) '
-            f'read images row by row, and {more[0]} in the test pipeline needs them '
-            'whole; leave it out of test_dataloader.dataset.pipeline'
+            f'read images row by row, but {more[0]} in the test pipeline needs whole '
+            'images; remove it from test_dataloader.dataset.pipeline'
         )
     if loader['type'] == GDAL_LOADER:
         return None, False
@@ -206,7 +216,7 @@ def row_loader(cfg: Config) -> tuple[Compose | None, bool]:
 
 
 def without_annotations(steps: Sequence) -> list:
-    """Return a pipeline without what loads annotations, inside augmentations too."""
+    """Return a pipeline without steps that load annotations, nested ones included."""
     kept = []
     for step in steps:
         if isinstance(step, (list, tuple)):
@@ -221,17 +231,17 @@ def without_annotations(steps: Sequence) -> list:
 
 
 def without_resizing(steps: Sequence) -> list:
-    """Return a pipeline without what resizes images.
+    """Return a pipeline without steps that resize images.
 
     Raises:
-        SettingError: it has views at several sizes.
+        SettingError: it has test-time augmentation.
     """
     names = [step['type'].rpartition('.')[2] for step in steps]
     if any(name in AUGMENTING for name in names):
         raise SettingError(
-            'predictions at full resolution (--full-resolution, --window, --stride) do '
-            'not go with test-time augmentation (--tta), which resizes images; leave '
-            'one of them out'
+            'predictions at full resolution (--full-resolution, --window, --stride) '
+            'cannot be combined with test-time augmentation (--tta), which resizes '
+            'images; leave one of them out'
         )
     return [
         step for step, name in zip(steps, names, strict=True) if name not in RESIZING

@@ -1,8 +1,8 @@
-"""Segmentors as folders and as repositories on the Hugging Face hub.
+"""Save segmentors as folders, and upload them to the Hugging Face hub.
 
-Such a folder has ``model.safetensors`` (weights, classes and palette), ``config.py``
-(the resolved config, plain values only) and ``README.md`` (the model card). Nothing in
-it can run when it is read.
+A folder has ``model.safetensors`` (weights, classes and palette), ``config.py`` (the
+resolved config, plain values only) and ``README.md`` (the model card). Loading it runs
+no code in it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ labels = model.predict('photo.jpg').labels
 
 It predicts {count} classes: {classes}.
 
-The config in this repository was resolved from that of its training. Add what it was
-trained on, how well it does, and under which license it may be used.
+The config in this repository is the resolved config of its training. Please add the
+training data, the results and the license.
 """
 
 
 class SharingError(RuntimeError):
-    """The hub has refused something, or cannot be reached; the message says what."""
+    """The hub refuses an upload or cannot be reached; the message says why."""
 
 
 def save_segmentor(
@@ -53,15 +53,13 @@ def save_segmentor(
     """Write a segmentor's three files.
 
     Args:
-        folder: is made if it does not exist.
-        state: the segmentor's state dict.
-        cfg: its config.
+        folder: created if it does not exist.
         dataset_meta: ``classes`` and ``palette``.
         repository: name for the model card.
         force: whether existing files may be replaced.
 
     Raises:
-        OSError: a file exists already, or cannot be written.
+        OSError: a file exists without ``force``, or cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
@@ -75,7 +73,7 @@ def save_segmentor(
 
 
 def model_card(cfg: Config, dataset_meta: Mapping, repository: str) -> str:
-    """Return the text of a model card, which its user is to complete."""
+    """Return the text of a model card, for users to complete."""
     from huggingface_hub import ModelCardData
 
     backbone = cfg.model.get('module', cfg.model).backbone
@@ -100,12 +98,12 @@ def upload_segmentor(folder: Path, repository: str, *, private: bool) -> str:
     """Upload a segmentor's files, and return the URL of the repository.
 
     Args:
-        folder: of :func:`save_segmentor`.
-        repository: ``OWNER/NAME`` on the hub; is made if it does not exist.
+        folder: written by :func:`save_segmentor`.
+        repository: ``OWNER/NAME`` on the hub; created if it does not exist.
         private: whether a new repository is private.
 
     Raises:
-        SharingError: the hub refuses it, or cannot be reached.
+        SharingError: the hub refuses the upload or cannot be reached.
     """
     import huggingface_hub as hub
 
@@ -115,11 +113,10 @@ def upload_segmentor(folder: Path, repository: str, *, private: bool) -> str:
         api.upload_folder(
             repo_id=repository, folder_path=folder, commit_message='Upload a segmentor'
         )
-    # Which errors there are depends on the version, and on the library below it.
+    # The exceptions depend on the hub's version and on its HTTP library.
     except Exception as error:
         raise SharingError(
             f'{repository} could not be uploaded to the Hugging Face hub '
-            f'({one_line(error)}); `hf auth login` or the variable HF_TOKEN gives the '
-            'right to'
+            f'({one_line(error)}); log in with `hf auth login`, or set HF_TOKEN'
         ) from error
     return str(url)

@@ -81,7 +81,7 @@ def test_what_is_not_resized_inside_is_said():
     text = 'not resized inside: resize before'
 
     assert describe_resizing(cfg) == (
-        f'{text} (the config: Resize(scale=(2048, 512), keep_ratio=True))'
+        f'{text} as in the config, Resize(scale=(2048, 512), keep_ratio=True)'
     )
     assert describe_resizing(ConfigDict()) == text
 
@@ -173,7 +173,7 @@ def test_a_model_that_cannot_be_traced_gets_one_sentence(make_segmentor):
     segmentor.backbone = Stubborn()
 
     with pytest.raises(
-        SettingError, match='PyTorch cannot trace this model: '
+        SettingError, match='PyTorch cannot trace this model with fixed sizes: '
     ) as found:
         trace(prepare(segmentor), batch=1, height=64, width=64, dynamic=False)
     assert '\n' not in str(found.value)

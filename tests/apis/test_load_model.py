@@ -102,7 +102,7 @@ def test_nothing_in_a_config_of_others_runs(model, tmp_path):
     model.save_pretrained('saved')
     (tmp_path / 'saved/config.py').write_text("model = __import__('os').getcwd()\n")
 
-    with pytest.raises(SettingError, match='no config of plain values .*line 1 calls'):
+    with pytest.raises(SettingError, match='config of plain values .*line 1 calls'):
         load_model('saved')
 
 
@@ -123,7 +123,7 @@ def test_nothing_in_a_config_of_others_runs(model, tmp_path):
 def test_only_plain_values_are_a_config(text, tmp_path):
     (tmp_path / 'config.py').write_text(text)
 
-    with pytest.raises(SettingError, match='is no config of plain values'):
+    with pytest.raises(SettingError, match='is not a config of plain values'):
         read_plain_config(tmp_path / 'config.py')
 
 
@@ -151,7 +151,7 @@ def test_a_backbone_is_no_segmentor():
 
 @pytest.mark.parametrize('source', ['no-such-thing', 'a/b/c', 'config.py'])
 def test_what_is_no_source_is_one_sentence(source):
-    with pytest.raises(SettingError, match='is no segmentor: give a name'):
+    with pytest.raises(SettingError, match='is not a segmentor: give a name'):
         load_model(source)
 
 

@@ -71,5 +71,5 @@ def test_every_entry_of_the_legend_is_inside_the_picture(height, width, count):
 
 def test_labels_without_a_class_are_rejected():
     image, labels = scene(50, 60, 4)
-    with pytest.raises(ValueError, match='labels go up to 3 for 3 classes'):
+    with pytest.raises(ValueError, match='labels go up to 3, but there are 3 classes'):
         draw_overlay(image, labels, classes=CLASSES, palette=PALETTE)

@@ -54,7 +54,7 @@ def test_mmsegmentations_inferencer_predicts_the_same():
 
 def test_an_image_that_the_model_cannot_take_is_named():
     Image.new('RGB', (2000, 2)).save('line.png')
-    with pytest.raises(PredictionError, match='does not take 2000x2 px'):
+    with pytest.raises(PredictionError, match='does not accept 2000x2 px'):
         predict('line.png')
 
 
@@ -274,5 +274,5 @@ def test_another_segmentor_cannot_slide_or_be_confident():
 
 
 def test_a_config_without_a_crop_size_needs_a_window():
-    with pytest.raises(SettingError, match='window: the config has no .*crop_size'):
+    with pytest.raises(SettingError, match='the config has neither .*crop_size'):
         make_predictor(full_resolution=True)

@@ -345,7 +345,7 @@ def test_pictures_of_raw_values_span_what_the_model_expects():
 @pytest.mark.parametrize('dtype', [np.uint16, np.int16, np.float32])
 def test_values_of_more_bits_need_a_range(dtype):
     write_tiff('deep.tif', noise(70, 90, 3).astype(dtype))
-    with pytest.raises(PredictionError, match=r'are .* --value-range LOW HIGH says'):
+    with pytest.raises(PredictionError, match=r'are .* with --value-range LOW HIGH'):
         make_predictor().predict('deep.tif')
 
 
@@ -415,22 +415,22 @@ def test_transparency_is_dropped_and_gray_becomes_colors(rasterio):
         (
             lambda: write_tiff('x.tif', noise(70, 90, 5), photometric='minisblack'),
             {},
-            'it has 5 bands, and the model takes 3; choose .* --bands 1 2 3',
+            'it has 5 bands, but the model takes 3; choose .* --bands 1 2 3',
         ),
         (
             lambda: write_tiff('x.tif', noise(70, 90, 3)),
             dict(bands=(1, 2, 9)),
-            'band 9 is asked for .*its last band is number 3',
+            'it has 3 bands, so --bands cannot include 9',
         ),
         (
             lambda: write_tiff('x.tif', noise(70, 90, 3)),
             dict(bands=(1, 2)),
-            'it has 2 bands, and the model takes 3',
+            'it has 2 bands, but the model takes 3',
         ),
         (
             lambda: Image.fromarray(noise(70, 90, 3)).quantize(8).save('x.tif'),
             {},
-            'colors in a palette',
+            'indices into a palette',
         ),
         (lambda: Path('x.tif').write_bytes(b'no image'), {}, 'it cannot be decoded'),
         (lambda: None, {}, 'there is no such file'),
@@ -445,8 +445,8 @@ def test_a_tiff_that_does_not_fit_gets_one_sentence(make, options, message, rast
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(bands=(0, 1)), r'bands=\[0, 1\]; give numbers from 1'),
-        (dict(bands=()), r'bands=\[\]; give numbers from 1'),
+        (dict(bands=(0, 1)), r'bands=\[0, 1\]; give positive integers'),
+        (dict(bands=()), r'bands=\[\]; give positive integers'),
         (dict(value_range=(9, 9)), r'value_range=\(9, 9\); give two numbers'),
         (dict(value_range='all'), "value_range='all'; give two numbers"),
         (dict(bands=(1, 2, 3), window=None, stride=None), 'add --full-resolution'),
@@ -460,7 +460,7 @@ def test_values_that_cannot_be_asked_for_get_one_sentence(options, message):
 
 def test_rows_need_windows():
     predictor = make_predictor(window=None, stride=None)
-    with pytest.raises(SettingError, match='need windows'):
+    with pytest.raises(SettingError, match='need sliding windows'):
         predictor.predict_file('a.png', 'labels.png')
     assert not Path('labels.png').exists()
 
@@ -547,7 +547,7 @@ def test_an_image_is_never_replaced_by_its_result():
 
 
 def test_a_result_of_another_kind_is_refused():
-    with pytest.raises(ValueError, match=r'labels.jpg ends in none of .tif and'):
+    with pytest.raises(ValueError, match=r'labels.jpg does not end in .tif or'):
         make_predictor().predict_file('a.png', 'labels.jpg')
 
 
