@@ -7,5 +7,5 @@ command: str | None = None
 
 
 def program(script: str) -> str:
-    """Return what a user has typed: a command of ``mmseg-twins``, or a script."""
+    """Return the name of the program: a command of ``mmseg-twins``, or the script."""
     return script if command is None else f'mmseg-twins {command}'

@@ -1,7 +1,7 @@
-"""What the commands share: arguments, reading a config, errors in one sentence.
+"""Shared by the commands: arguments, reading configs, and errors in one sentence.
 
-Everything here checks what the user gave before anything is built, so that a mistake
-ends in one sentence instead of an error from deep inside a run.
+Arguments are checked before anything is built, so that a mistake ends in one sentence
+instead of an error from deep inside a run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmengine.runner import Runner
 
 from ..apis.configs import resolve_config
 from ..checkpoints.downloading import is_url
-from ..checkpoints.reading import first_cause
+from ..checkpoints.reading import first_cause, one_line
 from ..checkpoints.writing import naming
 from ..engine.full_disk import raise_if_full
 from ..errors import (
@@ -36,12 +36,12 @@ from ..errors import (
 
 # What torchrun sets for each process that it starts.
 TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')
-LEAST_ROOM = 1 << 20  # bytes for the logs of a run, before anything else
+MIN_SPACE = 1 << 20  # bytes on the disk, for the logs of a run
 CONFIG_SUFFIXES = ('.py', '.json', '.yml', '.yaml')
 
 
 class OptionsAction(DictAction):
-    """The action of ``--cfg-options``, which rejects what is no KEY=VALUE pair."""
+    """The action of ``--cfg-options``, which rejects all but KEY=VALUE pairs."""
 
     def __call__(
         self,
@@ -55,7 +55,7 @@ class OptionsAction(DictAction):
             key, equals, _ = pair.partition('=')
             if not key or not equals:
                 parser.error(
-                    f'{option_string}: {pair!r} is no KEY=VALUE pair, such as '
+                    f'{option_string}: {pair!r} is not a KEY=VALUE pair, such as '
                     'train_cfg.max_iters=400'
                 )
         super().__call__(parser, namespace, values, option_string)
@@ -100,6 +100,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def positive(value: str) -> int:
+    """Parse a positive integer, as the ``type`` of an argument."""
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f'{value!r} is not a positive integer')
+    return int(value)
+
+
 @contextmanager
 def one_sentence_errors(
     parser: argparse.ArgumentParser,
@@ -107,11 +114,11 @@ def one_sentence_errors(
 ) -> Iterator[None]:
     """Print errors in one line on stderr and exit.
 
-    The status is 1 for what happens to a program that was called rightly: a full disk,
-    data that cannot be read, a training that cannot go on. It is 130 after Ctrl-C.
+    The status is 1 for errors that are not in the arguments: a full disk, data that
+    cannot be read, a training that cannot continue. It is 130 after Ctrl-C.
 
     Args:
-        parser: gives the name of the program.
+        parser: has the name of the program.
         kinds: the classes of other errors, for which the status is 2.
     """
     try:
@@ -130,14 +137,14 @@ def run_errors(
     where: str,
     last: Callable[[], str | None] | None = None,
 ) -> Iterator[None]:
-    """Do as :func:`one_sentence_errors` for a run, whose other errors are raised.
+    """Print the errors of a run that users can cause in one line on stderr and exit.
 
-    They keep their traceback, as they need not be the user's.
+    Other errors are raised, with their traceback.
 
     Args:
-        parser: gives the name of the program.
-        where: what is said to be written where an error names no file.
-        last: of a training, returns the newest whole checkpoint.
+        parser: has the name of the program.
+        where: the file to name if the disk is full and the error does not name one.
+        last: for a training, returns the newest intact checkpoint.
     """
     with one_sentence_errors(parser, (SettingError, CheckpointError)):
         try:
@@ -146,32 +153,32 @@ def run_errors(
         except WritingError as error:
             if last is None:
                 raise
-            advice = going_on(last(), 'make room, and go on')
+            advice = going_on(last(), 'free disk space and continue')
             raise WritingError(f'{error}; {advice}') from error
         except RuntimeError as error:
             if last is None or not is_lost_peer(error):
                 raise
             raise TrainingError(
                 'another process of this run has ended or does not answer '
-                f'({str(error).splitlines()[0]}); {going_on(last(), "go on")}'
+                f'({one_line(error)}); {going_on(last(), "continue")}'
             ) from error
 
 
 def going_on(whole: str | None, advice: str) -> str:
-    """Return what a run can go on from, as the end of a sentence."""
+    """Return how a run can be resumed, as the end of a sentence."""
     if whole is None:
-        return 'there is no checkpoint to go on from'
-    return f'{whole} is whole: {advice} with --resume'
+        return 'there is no checkpoint to resume from'
+    return f'{whole} is intact: {advice} with --resume'
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
-    """Return whether PyTorch raised an error because another process is gone."""
+    """Return whether PyTorch raised an error because another process has ended."""
     is_own = isinstance(error, torch.distributed.DistError)
     return is_own or 'gloo/transport/' in str(error)
 
 
 def sentence(error: Exception) -> str:
-    """Return an error's message, which PyTorch wraps if a worker process raised it."""
+    """Return an error's message, unwrapped if it comes from a worker process."""
     text = str(error)
     if 'in DataLoader worker process' not in text.partition('\n')[0]:
         return text
@@ -180,7 +187,7 @@ def sentence(error: Exception) -> str:
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """Read ``args.config`` and override settings by ``args.cfg_options``.
+    """Read ``args.config`` and apply ``args.cfg_options``.
 
     Raises:
         FileNotFoundError: there is no such config.
@@ -189,15 +196,14 @@ def read_config(args: argparse.Namespace) -> Config:
     path = require_file(resolve_config(args.config), 'config', suffix='.py')
     if path.suffix not in CONFIG_SUFFIXES:
         raise ValueError(
-            f'config: {args.config!r} is no config file; those end in .py, .json or '
-            '.yml'
+            f'config: {args.config!r} is not a config file; give one that ends in .py, '
+            '.json or .yml'
         )
     try:
         cfg = Config.fromfile(path)
-    except ImportError as error:  # mmengine's own text has sys.path, over many lines
+    except ImportError as error:  # mmengine's message has many lines of sys.path
         raise ValueError(
-            f'config: {args.config!r} imports what cannot be imported: '
-            f'{first_cause(error)}'
+            f'config: an import in {args.config!r} fails: {first_cause(error)}'
         ) from error
     except (ConfigParsingError, OSError, SyntaxError, ValueError) as error:
         raise ValueError(f'config: {args.config!r} cannot be read: {error}') from error
@@ -206,7 +212,7 @@ def read_config(args: argparse.Namespace) -> Config:
 
 
 def override(cfg: Config, args: argparse.Namespace) -> None:
-    """Override settings of a config by ``args.cfg_options``.
+    """Apply ``args.cfg_options`` to a config.
 
     Raises:
         ValueError: the options do not fit the config.
@@ -225,8 +231,8 @@ def read_run_config(args: argparse.Namespace) -> Config:
 
     Raises:
         FileNotFoundError: there is no such config.
-        ValueError: it cannot be read, the options do not fit it, or the launcher's
-            variables are missing.
+        ValueError: it cannot be read, the options do not fit it, or environment
+            variables of the launcher are missing.
     """
     cfg = read_config(args)
     if args.work_dir is not None:
@@ -239,29 +245,28 @@ def read_run_config(args: argparse.Namespace) -> Config:
 
 
 def require_work_dir(cfg: Config) -> None:
-    """Make the folder of a run, and check that it can be written to.
+    """Create the work dir of a run, and check that it is writable.
 
     Raises:
-        OSError: it cannot.
+        OSError: it is not.
     """
     require_folder(cfg.work_dir, '--work-dir')
 
 
 def require_folder(folder: str, option: str) -> None:
-    """Make a folder, and check that it can be written to.
+    """Create a folder if need be, and check that it is writable.
 
     Args:
-        folder: may exist.
-        option: names it in messages.
+        option: the option's name, for messages.
 
     Raises:
-        OSError: it cannot.
+        OSError: it is not.
     """
     try:
         with naming(f'{option}: a file in {folder!r}', 'nothing was changed'):
             Path(folder).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(bytes(LEAST_ROOM))
+                file.write(bytes(MIN_SPACE))
     except WritingError:
         raise
     except OSError as error:
@@ -272,7 +277,7 @@ def require_folder(folder: str, option: str) -> None:
 
 
 def find_launcher(given: str | None) -> str:
-    """Return the launcher that was given, or ``'pytorch'`` under torchrun, or 'none'.
+    """Return the given launcher; by default ``'pytorch'`` under torchrun, or 'none'.
 
     Raises:
         ValueError: ``given`` is ``'pytorch'``, but torchrun's variables are not set.
@@ -295,12 +300,12 @@ def require_file(given: str, name: str, *, suffix: str) -> Path:
     """Check that a file exists.
 
     Args:
-        given: the path as the user wrote it.
+        given: the path as given by the user.
         name: the argument's name, for the message.
-        suffix: ending of the files that the message proposes.
+        suffix: ending of the files that the message suggests.
 
     Raises:
-        FileNotFoundError: there is no such file; the message proposes similar ones.
+        FileNotFoundError: there is no such file; the message suggests similar ones.
     """
     path = Path(given)
     if path.is_file():
@@ -308,10 +313,10 @@ def require_file(given: str, name: str, *, suffix: str) -> Path:
     problem = 'is a folder, not a file' if path.is_dir() else 'does not exist'
     folder = path if path.is_dir() else path.parent
     candidates = sorted(file.name for file in folder.glob(f'*{suffix}'))
-    # Names of configs are long, and what is typed of them is often a part.
+    # Names of configs are long, and users often type only a part of them.
     similar = difflib.get_close_matches(path.name, candidates, n=3, cutoff=0.3)
-    proposals = [str(folder / name) for name in similar or candidates[-1:]]
-    hint = f'; did you mean {" or ".join(proposals)}?' if proposals else ''
+    suggested = [str(folder / name) for name in similar or candidates[-1:]]
+    hint = f'; did you mean {" or ".join(suggested)}?' if suggested else ''
     raise FileNotFoundError(f'{name}: {given!r} {problem}{hint}')
 
 
@@ -323,10 +328,10 @@ def require_checkpoint(given: str, name: str = 'checkpoint') -> str:
 
 
 def require_data(cfg: Config, *loaders: str) -> None:
-    """Check that the folders exist that data loaders read.
+    """Check that the folders of data loaders exist.
 
     Args:
-        cfg: of mmsegmentation's kind.
+        cfg: an mmsegmentation config.
         loaders: keys of ``cfg``, such as ``'train_dataloader'``; those that are not set
             are skipped.
 
@@ -338,14 +343,14 @@ def require_data(cfg: Config, *loaders: str) -> None:
             if not is_url(folder) and not Path(folder).is_dir():
                 raise FileNotFoundError(
                     f'{loader}: the folder {folder!r} does not exist; put the data '
-                    'there (tools/dataset_converters/images_to_ade20k.py lays out '
-                    'images of your own as ADE20K, street_scenes.py beside it makes '
-                    f"the demo's), or set {loader}.dataset.data_root"
+                    'there (tools/dataset_converters/images_to_ade20k.py lays out your '
+                    'own images like ADE20K, street_scenes.py beside it draws those of '
+                    f'the demo), or set {loader}.dataset.data_root'
                 )
 
 
 def data_folders(dataset: ConfigDict) -> Iterator[str]:
-    """Yield the folders of a dataset's config, and of the datasets that it wraps."""
+    """Yield the folders of a dataset's config or of the datasets that it wraps."""
     inner = dataset.get('dataset') or dataset.get('datasets')
     if inner:
         for one in inner if isinstance(inner, (list, tuple)) else [inner]:
@@ -358,7 +363,7 @@ def data_folders(dataset: ConfigDict) -> Iterator[str]:
 
 
 def use_test_time_augmentation(cfg: Config) -> None:
-    """Replace the test pipeline and the model by ``tta_pipeline`` and ``tta_model``.
+    """Replace the test pipeline and the model with ``tta_pipeline`` and ``tta_model``.
 
     Raises:
         ValueError: the config does not have both.
@@ -366,8 +371,8 @@ def use_test_time_augmentation(cfg: Config) -> None:
     for key in ('tta_pipeline', 'tta_model'):
         if not cfg.get(key):
             raise ValueError(
-                f'--tta: the config has no {key}; configs that inherit '
-                'mmseg::_base_/default_runtime.py and a dataset of mmseg::_base_ do'
+                f'--tta: the config has no {key}; inherit '
+                'mmseg::_base_/default_runtime.py and a dataset of mmseg::_base_'
             )
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     cfg.tta_model.module = cfg.model
@@ -375,9 +380,9 @@ def use_test_time_augmentation(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a config, ``runner_type`` or mmengine's.
+    """Build the runner of a config, of ``runner_type`` or mmengine's default.
 
-    Its logs and drawings raise ``WritingError`` where the disk is full.
+    Its logs and drawings raise ``WritingError`` if the disk is full.
     """
     for backend in (cfg.get('visualizer') or {}).get('vis_backends') or ():
         if backend.get('type') == 'LocalVisBackend':

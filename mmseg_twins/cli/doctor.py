@@ -1,6 +1,6 @@
 """Diagnose an installation: ``python -m mmseg_twins``.
 
-It has to run where parts of the package cannot be imported, so whatever may be missing
+It must run even if parts of the package cannot be imported, so all that may be missing
 or broken is imported inside functions.
 """
 
@@ -26,7 +26,8 @@ from ..version import __version__
 
 PACKAGE = 'mmseg_twins'
 OPENCV = ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python')
-# Modules that a broken installation often cannot import, and those that need them.
+# Modules that often cannot be imported in a broken installation, with the names of
+# their distributions, and modules that need them.
 BASES = {'numpy': ('numpy',), 'cv2': OPENCV, 'torch': ('torch',)}
 BUILT_ON_BASES = ('mmengine', 'mmcv', 'mmseg_twins.compat', 'mmseg.models')
 REINSTALL = 'pip install --upgrade --force-reinstall'
@@ -75,32 +76,28 @@ def describe() -> dict[str, str]:
 
 
 def find_problems() -> list[Problem]:
-    """List the causes of problems or, where none is known, the first symptom."""
-    causes = [*check_requirements(), *check_stack(), *check_torchvision()]
+    """List the causes of problems or, if there is no known cause, the first symptom."""
+    causes = [*check_requirements(), *check_torchvision()]
+    if problem := find_problem():  # of mmengine, mmcv and mmsegmentation
+        causes.append(problem)
     for module, distributions in BASES.items():
         name = next(filter(version, distributions), None)
         if name and (error := import_error(module)):
             fix = f'{REINSTALL} {name}'
-            if 'libGL' in error:  # a machine without a display
+            if 'libGL' in error:  # missing on machines without a display
                 fix = f'pip uninstall -y {name} && pip install opencv-python-headless'
             causes.append(Problem(f'{module} cannot be imported: {error}', fix))
     return causes or [*check_use()][:1]
 
 
 def check_requirements() -> Iterator[Problem]:
-    """Compare what is installed with what the package's metadata require."""
+    """Compare the installed packages with the requirements of this one."""
     if version(PACKAGE) is None:
         yield Problem(f'{PACKAGE} is not installed', 'pip install .')
     for needed in requirements(PACKAGE):
         applies = needed.marker is None or needed.marker.evaluate({'extra': ''})
         if applies and (says := shortcoming(needed)):
             yield Problem(says, f'pip install {quoted(needed)}')
-
-
-def check_stack() -> Iterator[Problem]:
-    """Check that mmengine, one mmcv and mmsegmentation fit together."""
-    if problem := find_problem():
-        yield problem
 
 
 def check_torchvision() -> Iterator[Problem]:
@@ -116,7 +113,7 @@ def check_torchvision() -> Iterator[Problem]:
 
 
 def check_use() -> Iterator[Problem]:
-    """Import what is built on the bases, and run a tiny Twins on each device."""
+    """Import the modules that need the bases, and run a tiny Twins on each device."""
     disabled = os.environ.get('MMSEG_TWINS_COMPAT') == '0'
     for module in BUILT_ON_BASES:
         if error := import_error(module):
@@ -140,19 +137,19 @@ def check_use() -> Iterator[Problem]:
 
 
 def import_error(module: str) -> str | None:
-    """Import a module and return what goes wrong, if anything does."""
+    """Import a module; return the message of the error, if any."""
     try:
         imported = importlib.import_module(module)
         if module == 'mmseg_twins.compat':
             imported.activate()
-    # Some packages exit where they do not like what they find.
+    # Some packages exit if their checks fail.
     except (Exception, SystemExit) as error:
         return one_line(error)
     return None
 
 
 def requirements(distribution: str) -> list[Requirement]:
-    """Return what a distribution requires, for its extras too."""
+    """Return a distribution's requirements, those of its extras included."""
     found = metadata.requires(distribution) if version(distribution) else None
     return [Requirement(text) for text in found or ()]
 
@@ -168,10 +165,10 @@ def shortcoming(needed: Requirement) -> str | None:
 
 
 def quoted(needed: Requirement) -> str:
-    """Return a requirement as a shell takes it, without its marker."""
+    """Return a requirement quoted for a shell, without its marker."""
     return shlex.quote(f'{needed.name}{needed.specifier}')
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says, shortened."""
+    """Return an error's message, shortened to one line."""
     return textwrap.shorten(str(error) or type(error).__name__, 200)

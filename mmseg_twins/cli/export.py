@@ -1,4 +1,4 @@
-"""The command ``tools/export_onnx.py``: a trained segmentor as one checked file."""
+"""Export a trained segmentor to one file: the command ``tools/export_onnx.py``."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ from . import program
 DESCRIPTION = """\
 Export a segmentor to one file: ONNX, or torch.export's .pt2.
 
-The graph maps images to logits, bilinearly upsampled to the images' size as
-mmsegmentation's predict does, or to classes. Before OUT appears, its results are
-compared with PyTorch's. With --dynamic, one file takes any number and size of images.
+The graph maps images to logits, bilinearly upsampled to the images' size as by
+mmsegmentation's predict, or to classes. Its results are compared with PyTorch's before
+OUT is written. With --dynamic, one file accepts any number and size of images.
 Auxiliary heads are left out.
 """
 EPILOG = """\
@@ -63,10 +63,10 @@ examples:
       --output classes --embed-preprocessing
   python tools/export_onnx.py configs/NAME.py none NAME.onnx --latency
 
-exit status: 0 if OUT was written and the check passed; 1 if the check did not pass, and
-nothing was written; 2 for invalid arguments or files.
+exit status: 0 if OUT was written; 1 if its results differ from PyTorch's, and nothing
+was written; 2 for invalid arguments or files.
 """
-#: In place of a checkpoint: random weights.
+#: Stands for random weights instead of a checkpoint.
 NO_CHECKPOINT = 'none'
 SUFFIXES = ('.onnx', '.pt2')
 OPSETS = range(18, 24)
@@ -101,19 +101,19 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--size',
-        type=positive,
+        type=cli.positive,
         nargs=2,
         default=(512, 512),
         metavar=('H', 'W'),
         help='height and width of the images in pixels; with --dynamic, only for the '
-        'first check and --latency (default: 512 512)',
+        'first comparison and --latency (default: 512 512)',
     )
     parser.add_argument(
         '--batch-size',
-        type=positive,
+        type=cli.positive,
         default=1,
         metavar='N',
-        help='number of images; with --dynamic as for --size (default: 1)',
+        help='number of images; with --dynamic, as for --size (default: 1)',
     )
     parser.add_argument(
         '--embed-preprocessing',
@@ -126,15 +126,15 @@ def make_parser() -> argparse.ArgumentParser:
         '--fp16-weights',
         action='store_true',
         help='store the weights as float16, which halves the file, and compute in '
-        f'float32; logits may differ by {TOLERANCE_FP16:g} of the largest one then; '
+        f'float32; logits may then differ by {TOLERANCE_FP16:g} of the largest logit; '
         'ONNX only',
     )
     parser.add_argument(
         '--target',
         choices=TARGETS,
         default='cpu',
-        help='what the ONNX file is fast on: cpu, with large 3x3 convolutions by '
-        "Winograd's algorithm; gpu, with plain ones (default: cpu)",
+        help='optimize the ONNX file for this device: cpu computes large 3x3 '
+        "convolutions by Winograd's algorithm, gpu leaves them plain (default: cpu)",
     )
     parser.add_argument(
         '--opset',
@@ -147,20 +147,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--latency',
         action='store_true',
-        help=f'time the file and PyTorch on the CPU, {RUNS} runs each in turns; '
-        'ONNX also in OpenVINO, where that is installed, after the same check',
+        help=f'time the file and PyTorch on the CPU, {RUNS} runs each in turns; ONNX '
+        'also in OpenVINO, if it is installed, after the same comparison',
     )
     parser.add_argument(
         '--force', action='store_true', help='overwrite OUT if it exists'
     )
     return parser
-
-
-def positive(value: str) -> int:
-    """Parse a positive integer."""
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f'{value!r} is no positive integer')
-    return int(value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -170,8 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
 
     Raises:
-        SystemExit: with status 1 if the check does not pass, and 2 for invalid
-            arguments or files.
+        SystemExit: with status 1 if the results differ, and 2 for invalid arguments or
+            files.
     """
     parser = make_parser()
     args = parser.parse_args(argv)
@@ -182,9 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if path.suffix == '.onnx':
             require_deploy()
         elif args.opset is not None:
-            raise ValueError('--opset: only ONNX has opsets, and OUT ends in .pt2')
+            raise ValueError('--opset: only for ONNX, but OUT ends in .pt2')
         elif args.fp16_weights:
-            raise ValueError('--fp16-weights: only for ONNX, and OUT ends in .pt2')
+            raise ValueError('--fp16-weights: only for ONNX, but OUT ends in .pt2')
         cfg = cli.read_config(args)
         use_package_heads(cfg)
         segmentor = build_segmentor(cfg)
@@ -218,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence mmengine's report on each parameter."""
+    """Silence mmengine's log of the initialization of each parameter."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel('WARNING')
@@ -236,15 +229,15 @@ def export(
     form: ExportForm,
     metadata: dict[str, str],
 ) -> None:
-    """Write the file, compare it with the segmentor, and time both if asked to.
+    """Write the file, compare it with the segmentor, and time both if requested.
 
     Raises:
-        DifferenceError: the file does not compute what the segmentor does.
+        DifferenceError: the file's results differ from the segmentor's.
     """
     start, (height, width) = time.perf_counter(), args.size
     given = (args.batch_size, height, width)
     image = example_image(form, *given)
-    predict_logits(segmentor, form, image)  # an image that is too small ends here
+    predict_logits(segmentor, form, image)  # raises if the image is too small
     program = trace(
         form,
         batch=args.batch_size,
@@ -281,8 +274,8 @@ def export(
         wrong = sum(not one.passes for one in differences)
         if wrong:
             raise DifferenceError(
-                f'in {name}, the file differs from the segmentor at {wrong} of '
-                f'{len(sizes)} sizes'
+                f'in {name}, the results of the file differ from the segmentor at '
+                f'{wrong} of {len(sizes)} sizes'
             )
     if args.latency:
         predicts['PyTorch'] = partial(predict_logits, segmentor, form)

@@ -1,4 +1,4 @@
-"""Which images are predicted, and where the results are written."""
+"""Find the images to predict, and choose the files of their results."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..apis.rows import is_tiff, part_of
+from ..state_dicts import some
 from .common import require_file
 
 #: Suffixes, in lower case, of the files that a folder is searched for.
 SUFFIXES = (
     '.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'
 )  # fmt: skip
-SHOWN = 3
 
 
 class Job(NamedTuple):
-    """An image and the files that its prediction is written to."""
+    """An image and the files of its results."""
 
     image: Path
     overlay: Path | None
@@ -28,7 +28,7 @@ class Job(NamedTuple):
 
     @property
     def targets(self) -> list[Path]:
-        """The files that are written."""
+        """The files to write."""
         paths = self.overlay, self.labels, self.confidence
         return [path for path in paths if path is not None]
 
@@ -36,13 +36,13 @@ class Job(NamedTuple):
 def find_images(
     given: Iterable[str], *, recursive: bool = False, skip: Path | None = None
 ) -> list[Path]:
-    """List image files, each one once.
+    """List image files without duplicates.
 
     Args:
-        given: files, with any suffix, and folders, of which the files with one of
-            ``SUFFIXES`` are taken, sorted by name.
+        given: files, with any suffix, and folders, which are searched for files with
+            one of ``SUFFIXES``, sorted by name.
         recursive: whether to search subfolders.
-        skip: a folder of earlier results, which is not searched.
+        skip: a folder of results, which is not searched.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder has no images.
@@ -84,14 +84,14 @@ def plan_jobs(
     overlays: bool = True,
     tiffs: bool = False,
 ) -> list[Job]:
-    """Choose the files that each image's results are written to.
+    """Choose the files of each image's results.
 
-    Below ``overlays``, ``labels`` and ``confidence``, results have the paths that the
-    images have below their common folder, so that images of the same name stay apart.
-    Images that differ in the suffix only keep it: ``street.jpg.png``.
+    In ``overlays``, ``labels`` and ``confidence``, results have the paths of the images
+    relative to their common folder, so that images of the same name stay apart. The
+    suffix is kept if images differ in nothing else: ``street.jpg.png``.
 
     Args:
-        images: each one once.
+        images: without duplicates.
         out_dir: folder of all results.
         force: whether existing results may be overwritten.
         confidence: whether the labels' probabilities are written.
@@ -128,7 +128,7 @@ def plan_jobs(
 
 
 def check_targets(jobs: Sequence[Job], force: bool) -> None:
-    """Check that no file is overwritten unasked, and no image in any case."""
+    """Check that no image is overwritten, and no other file without ``force``."""
     targets = [path for job in jobs for path in job.targets]
     images = {job.image.resolve() for job in jobs}
     for path in targets:
@@ -144,9 +144,7 @@ def check_targets(jobs: Sequence[Job], force: bool) -> None:
         if one.exists() and (one == path or is_tiff(path))
     ]
     if taken and not force:
-        more = ', ...' if len(taken) > SHOWN else ''
         raise FileExistsError(
             f'--out-dir: {len(taken)} of the {len(targets)} result files exist already '
-            f'({", ".join(taken[:SHOWN])}{more}); give another folder, or --force to '
-            'overwrite them'
+            f'({some(taken)}); give another folder, or --force to overwrite them'
         )

@@ -1,6 +1,6 @@
 """The console command ``mmseg-twins``, also ``python -m mmseg_twins``.
 
-Commands are imported when they are run, so that ``doctor`` works where parts of the
+Commands are imported when they are run, so that ``doctor`` works even if parts of the
 package cannot be imported.
 """
 
@@ -19,9 +19,9 @@ COMMANDS = {
     'train': 'train a segmentor',
     'test': 'evaluate a segmentor',
     'predict': 'predict image files',
-    'export': 'write a segmentor as an ONNX or PyTorch file',
+    'export': 'export a segmentor to an ONNX or PyTorch file',
     'convert': 'convert a Twins checkpoint of another project',
-    'weights': 'list and fetch published weights',
+    'weights': 'list or download published weights',
     'new': 'write a config for a dataset of your own',
     'check-dataset': 'find out what is wrong with a dataset',
     'doctor': 'diagnose your installation',

@@ -1,8 +1,8 @@
 """Write a config for your own classes: ``mmseg-twins new my_config.py``.
 
 The config is a copy of ``configs/custom/twins_custom.py`` with the given values at its
-top. What it inherits is found through the installed package, so that it works from any
-folder, and with ``mim`` as well.
+top. It inherits through the installed package, so that it works in any folder, and with
+``mim`` as well.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LINE_LENGTH = 88
 DESCRIPTION = """\
 Write a config that trains a segmentor on your own classes.
 
-Without options it is the template configs/custom/twins_custom.py, to be edited at its
+Without options, it is a copy of configs/custom/twins_custom.py, to be edited at its
 top; each option sets one of the lines there."""
 
 EPILOG = """examples:
@@ -70,19 +70,19 @@ def make_parser() -> argparse.ArgumentParser:
         nargs='+',
         metavar='NAME',
         help='names of the classes in the order of their numbers in the masks, or a '
-        'text file with one name a line',
+        'text file with one name per line',
     )
     parser.add_argument(
         '--weights',
         metavar='NAME_OR_PATH',
-        help='what training starts from: published weights, such as twins://svt-s '
-        '(`mmseg-twins weights` lists them), the path or URL of a checkpoint, or none',
+        help='initial weights: published weights, such as twins://svt-s (`mmseg-twins '
+        'weights` lists them), the path or URL of a checkpoint, or none',
     )
     parser.add_argument(
         '--iterations', type=int, metavar='N', help='length of the training'
     )
     parser.add_argument(
-        '--crop-size', type=int, metavar='PX', help='side of the squares trained on'
+        '--crop-size', type=int, metavar='PX', help='side of the square training crops'
     )
     parser.add_argument(
         '--reduce-zero-label',
@@ -93,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--base',
         metavar='CONFIG',
-        help='config with the model, by its name or path (default: the one that fits '
+        help='name or path of the config with the model (default: the one that fits '
         'the weights)',
     )
     parser.add_argument(
@@ -125,22 +125,22 @@ def find_template() -> Path:
     """Return the path of the template.
 
     Raises:
-        FileNotFoundError: the installation lacks it.
+        FileNotFoundError: the installation does not have it.
     """
     path = find_config(TEMPLATE)
     if path is None:
         raise FileNotFoundError(
-            f'this installation of mmseg_twins has no configs/{TEMPLATE}; install it '
-            'again with pip'
+            f'this installation of mmseg_twins has no configs/{TEMPLATE}; reinstall it '
+            'with pip'
         )
     return path
 
 
 def read_values(args: argparse.Namespace) -> dict[str, object]:
-    """Return the values that the options give to variables of the template.
+    """Return the values of the template's variables that options set.
 
     Raises:
-        ValueError: an option has a value that cannot work.
+        ValueError: the value of an option is not allowed.
         FileNotFoundError: there is no such checkpoint.
     """
     values: dict[str, object] = {}
@@ -164,9 +164,9 @@ def read_values(args: argparse.Namespace) -> dict[str, object]:
 
 
 def common_endings(root: Path) -> dict[str, object]:
-    """Return what most images and most masks of a folder end in, if there are any.
+    """Return the most common suffixes of the images and masks in a folder.
 
-    Datasets read files of one ending, and cameras write `.JPG` as well as `.jpg`.
+    Datasets read files of one suffix only, and some cameras write `.JPG`.
     """
     endings: dict[str, object] = {}
     for name, kind in (('image_suffix', 'images'), ('mask_suffix', 'annotations')):
@@ -177,10 +177,10 @@ def common_endings(root: Path) -> dict[str, object]:
 
 
 def read_classes(given: Sequence[str]) -> list[str]:
-    """Return the names of classes, which may be in a text file.
+    """Return the names of the classes, which may be in a text file.
 
     Raises:
-        SettingError: there are fewer than two or too many, or one is there twice.
+        SettingError: there are fewer than two, too many, or duplicates.
     """
     names = list(given)
     if len(names) == 1 and Path(names[0]).is_file():
@@ -189,7 +189,7 @@ def read_classes(given: Sequence[str]) -> list[str]:
     if not 2 <= len(names) <= MAX_CLASSES:
         raise SettingError(
             f'--classes: {len(names)} given ({", ".join(names[:3])}); give 2 to '
-            f'{MAX_CLASSES} names, or a text file with one name a line'
+            f'{MAX_CLASSES} names, or a text file with one name per line'
         )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -198,7 +198,7 @@ def read_classes(given: Sequence[str]) -> list[str]:
 
 
 def read_weights(given: str) -> str | None:
-    """Return the value of the template's ``weights``.
+    """Return the value of the template's variable ``weights``.
 
     Raises:
         SettingError: there are no published weights of that name.
@@ -213,16 +213,15 @@ def read_weights(given: str) -> str | None:
 
 
 def find_base(given: str | None, weights: object) -> Path:
-    """Return the path of the config that has the model.
+    """Return the path of the config with the model.
 
     Args:
         given: name or path of a config; None for the one that fits the weights.
-        weights: published weights, or the path or URL of a checkpoint; None if there
-            are none.
+        weights: published weights, or the path or URL of a checkpoint; None for none.
 
     Raises:
         FileNotFoundError: there is no such config.
-        SettingError: there is none that fits the weights.
+        SettingError: no config fits the weights.
     """
     name = given or config_of(weights)
     if Path(name).is_file():
@@ -238,32 +237,32 @@ def find_base(given: str | None, weights: object) -> Path:
 
 
 def config_of(weights: object) -> str:
-    """Return the name of the config whose model weights fit.
+    """Return the name of the config that fits the weights.
 
     Args:
         weights: as in :func:`find_base`.
 
     Raises:
-        SettingError: the checkpoint fits none.
+        SettingError: no config fits them.
     """
     if not isinstance(weights, str):
         return upernet_config(DEFAULT_VARIANT)
     if is_name(weights):
         return find_weights(weights).config
-    base = 'give the config of its model by --base'
+    base = 'give the config of its model with --base'
     if is_url(weights):
         raise SettingError(f'--weights: {weights} is not downloaded yet; {base}')
     try:
         state = read_source(Path(weights)).state
-        # Names and shapes tell what it is.
+        # Names and shapes are sufficient.
         meta = {name: torch.empty_like(state[name], device='meta') for name in state}
         _, report = convert_state_dict(meta)
     except CheckpointError as error:
         raise SettingError(f'--weights: {weights}: {error}; {base}') from error
     if not report.found.startswith('mmsegmentation'):
         raise SettingError(
-            f'--weights: {weights} is of another layout ({report.found}); convert it '
-            f'first, by `mmseg-twins convert {weights} NEW.pth`'
+            f'--weights: {weights} has another layout ({report.found}); convert it '
+            f'first with `mmseg-twins convert {weights} NEW.pth`'
         )
     if report.heads is None:
         return upernet_config(report.variant)
@@ -276,10 +275,10 @@ def config_of(weights: object) -> str:
 
 
 def base_code(base: Path) -> str:
-    """Return the value of ``_base_``, in Python, that works in any folder.
+    """Return a Python expression for ``_base_`` that works in any folder.
 
-    mmengine evaluates it before anything of the config. Its own notation for configs of
-    packages, ``NAME::PATH``, is for a fixed list of packages.
+    mmengine evaluates it before the rest of the config. mmengine's notation for configs
+    of packages, ``NAME::PATH``, works for a fixed list of packages only.
     """
     path, folder = base.resolve(), INSTALLED.resolve()
     if not path.is_relative_to(folder):
@@ -291,7 +290,7 @@ def base_code(base: Path) -> str:
 
 
 def assignment(name: str, value: object) -> str:
-    """Return the statement that assigns a value, a long list over several lines."""
+    """Return the statement that assigns a value; long lists take several lines."""
     line = f'{name} = {value!r}'
     if not isinstance(value, list) or len(line) <= LINE_LENGTH:
         return line
@@ -303,7 +302,6 @@ def fill(template: str, code: Mapping[str, str]) -> str:
     """Replace the assignments to some variables of a config.
 
     Args:
-        template: the text of the config.
         code: the new statement for each variable.
     """
     lines = template.splitlines(keepends=True)
@@ -317,7 +315,7 @@ def fill(template: str, code: Mapping[str, str]) -> str:
 
 
 def next_steps(path: Path, values: Mapping[str, object]) -> Iterator[str]:
-    """Yield what is left to do, each in a line."""
+    """Yield the steps left to do, one line each."""
     unset = [name for name in ('data_root', 'classes') if name not in values]
     if unset:
         yield f'edit the first part: {" and ".join(unset)}'
@@ -325,7 +323,7 @@ def next_steps(path: Path, values: Mapping[str, object]) -> Iterator[str]:
         root = Path(str(values['data_root']))
         missing = [name for name in DATA_FOLDERS if not (root / name).is_dir()]
         if missing:
-            yield f'put your data into {root}: there is no {", ".join(missing)} yet'
+            yield f'put your data into {root}: it has no {", ".join(missing)} yet'
     yield f'check the data: mmseg-twins check-dataset {path}'
     yield f'train: mmseg-twins train {path}'
     yield (

@@ -1,18 +1,18 @@
 """Predict images: `python tools/predict.py CONFIG CHECKPOINT IMAGES --out-dir DIR`.
 
-Published segmentors bring their config, as folders of save_pretrained do:
+Published segmentors, and folders written by save_pretrained, include their config:
 `python tools/predict.py twins://upernet-svt-s-ade20k IMAGES --out-dir DIR`.
 
 For each image, writes two PNG files: an overlay of the predicted classes on the image,
 with a legend of names, colors and shares of the pixels, to DIR/overlays, and a
-single-channel label map, whose classes count from 0, to DIR/labels; --confidence adds
-a map of the labels' probabilities. Of TIFFs that windows slide over (--full-resolution,
---window), the results are TIFFs with the same georeference, and are written while the
-image is read: memory grows with its width only. Writes are atomic and never overwrite a
-file without --force.
+single-channel label map, with classes numbered from 0, to DIR/labels; --confidence adds
+a map of the labels' probabilities. With sliding windows (--full-resolution, --window),
+the results of a TIFF are TIFFs with the same georeference, written while the image is
+read: memory grows with its width only. Writes are atomic and never overwrite a file
+without --force.
 
-exit status: 0 if all images were predicted; 1 if some could not be read to their end,
-which are named; 2 for invalid arguments; 130 after Ctrl-C.
+exit status: 0 if all images were predicted; 1 if some could not be read, which are
+named; 2 for invalid arguments; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from ..apis.rows import (
     is_tiff,
     write_png,
 )
+from ..apis.settings import slides_windows
 from . import common as cli
 from . import program
 from .image_files import Job, find_images, plan_jobs
@@ -57,8 +58,8 @@ def make_parser() -> argparse.ArgumentParser:
         nargs='+',
         metavar='CHECKPOINT IMAGE',
         help="path, URL or name of a segmentor's checkpoint, such as "
-        'work_dirs/NAME/X.pth, unless the segmentor brings its config; then image '
-        'files, or folders of images',
+        'work_dirs/NAME/X.pth, unless the first argument includes it; then image '
+        'files or folders of images',
     )
     parser.add_argument(
         '--out-dir', required=True, metavar='DIR', help='folder for the results'
@@ -115,8 +116,8 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         nargs='+',
         metavar='N',
-        help='numbers of the bands that the model takes, from 1, with windows; colors '
-        'in the order red, green, blue (default: all but transparency)',
+        help='with windows: numbers of the bands that the model takes, from 1, with '
+        'colors in the order red, green, blue (default: all but transparency)',
     )
     values = parser.add_mutually_exclusive_group()
     values.add_argument(
@@ -124,22 +125,23 @@ def make_parser() -> argparse.ArgumentParser:
         type=float,
         nargs=2,
         metavar=('LOW', 'HIGH'),
-        help='values that become 0 and 255 in images of more than 8 bits, with windows',
+        help='with windows: the values that become 0 and 255 in images of more than 8 '
+        'bits',
     )
     values.add_argument(
         '--raw-values',
         dest='value_range',
         action='store_const',
         const=RAW,
-        help='leave these values as they are, for models that were trained on such',
+        help='leave these values as they are, for models that were trained with them',
     )
     parser.add_argument(
         '--batch',
         type=int,
         default=1,
         metavar='N',
-        help='how many windows, or images of one size that follow each other, go '
-        'through the network at a time (default: %(default)s)',
+        help='number of windows, or of successive images of one size, in a batch '
+        '(default: %(default)s)',
     )
     parser.add_argument(
         '--device',
@@ -157,7 +159,7 @@ def fraction(value: str) -> float:
     except ValueError:
         number = -1
     if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f'{value!r} is no number from 0 to 1')
+        raise argparse.ArgumentTypeError(f'{value!r} is not a number from 0 to 1')
     return number
 
 
@@ -180,9 +182,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 cli.use_test_time_augmentation(cfg)
             out_dir = Path(args.out_dir)
             if not images:
-                parser.error('no image is given; give files or folders')
+                parser.error('there are no images; give files or folders')
             found = find_images(images, recursive=args.recursive, skip=out_dir)
-            slides = bool(args.full_resolution or args.window or args.stride)
+            sliding = dict(
+                full_resolution=args.full_resolution,
+                window=args.window,
+                stride=args.stride,
+            )
+            slides = slides_windows(**sliding)
             jobs = plan_jobs(
                 found,
                 out_dir,
@@ -193,18 +200,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             chooses = args.bands or args.value_range
             if slides and (chooses or any(is_tiff(job.image) for job in jobs)):
-                import_rasterio()  # or an error, before the model is built
+                import_rasterio()  # raises before the model is built
             predictor = Predictor(
                 cfg,
                 checkpoint,
                 device=args.device,
                 confidence=args.confidence,
-                full_resolution=args.full_resolution,
-                window=args.window,
-                stride=args.stride,
                 batch=args.batch,
                 bands=args.bands,
                 value_range=args.value_range,
+                **sliding,
             )
         return predict(parser, predictor, jobs, args)
     except OSError as error:
@@ -265,7 +270,7 @@ def predict_rows(
     args: argparse.Namespace,
     progress: Callable[[int, int], None],
 ) -> PredictionError | None:
-    """Predict an image in windows and write the results; return why it cannot be."""
+    """Predict an image in windows and write the results; return the error, if any."""
     for path in job.targets:
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -284,7 +289,7 @@ def predict_rows(
 
 
 def shrinking(image: Path, result: Prediction) -> str:
-    """Return what is said of an image that the test pipeline has shrunk."""
+    """Return the message about an image that the test pipeline has shrunk."""
     height, width = result.labels.shape
     tested_height, tested_width = result.tested_size
     return (
@@ -297,7 +302,7 @@ def shrinking(image: Path, result: Prediction) -> str:
 def write(
     job: Job, result: Prediction, predictor: Predictor, args: argparse.Namespace
 ) -> None:
-    """Write what is predicted of an image."""
+    """Write the results of an image."""
     write_png(job.labels, result.labels, force=args.force)
     if job.confidence is not None and result.confidence is not None:
         write_png(job.confidence, eight_bits(result.confidence), force=args.force)

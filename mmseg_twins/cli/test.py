@@ -1,6 +1,6 @@
 """Evaluate a segmentor: `python tools/test.py configs/NAME.py CHECKPOINT`.
 
-Takes the arguments of mmsegmentation's tool of the same name and works without mim. On
+Accepts the arguments of mmsegmentation's tools/test.py and works without mim. On
 several GPUs, or in several processes on the CPU:
 `torchrun --nproc-per-node 8 tools/test.py configs/NAME.py CHECKPOINT`.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
+from ..checkpoints.writing import check_new_folder
 from ..engine.full_disk import naming_last
 from . import common as cli
 from . import program
@@ -45,8 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--report',
         metavar='FOLDER',
-        help='new folder for a report: scores of the classes, confusions and the worst '
-        'images as one HTML page (index.html), and its numbers (report.json)',
+        help='new folder for a report: class scores, confusions and the worst images '
+        'as one HTML page (index.html), and its numbers (report.json)',
     )
     parser.add_argument(
         '--show', action='store_true', help='show each prediction in a window'
@@ -99,14 +100,13 @@ def write_predictions(cfg: Config, folder: str) -> None:
     """Set the evaluators for ``--out``.
 
     Args:
-        cfg: of a test.
-        folder: must be new or empty: predictions have the names of the images, and so
-            have annotations.
+        folder: must be new or empty: predictions are named like the images, and so are
+            annotations.
 
     Raises:
         ValueError: the folder is not empty.
     """
-    require_new(folder, '--out')
+    check_new_folder(Path(folder), '--out')
     for evaluator in evaluators_of(cfg):
         evaluator['output_dir'] = folder
         evaluator['keep_results'] = True
@@ -116,24 +116,23 @@ def write_report(cfg: Config, folder: str) -> None:
     """Add the metric and the hook for ``--report``.
 
     Args:
-        cfg: of a test.
         folder: must be new or empty.
 
     Raises:
         ValueError: the folder is not empty, or the test has no ground truth.
     """
-    require_new(folder, '--report')
+    check_new_folder(Path(folder), '--report')
     evaluators = evaluators_of(cfg)
     if any(evaluator.get('format_only') for evaluator in evaluators):
         raise ValueError(
             '--report: test_evaluator has format_only=True, for images without ground '
-            'truth; a report needs one'
+            'truth, but a report needs ground truth'
         )
     report = dict(type='mmseg_twins.Report', output_dir=folder)
     for evaluator in evaluators:
         if 'ignore_index' in evaluator:
             report['ignore_index'] = evaluator['ignore_index']
-    # First, as other metrics do not say in a sentence that images have no truth.
+    # First, because its error for images without ground truth is one clear sentence.
     cfg.test_evaluator = [report, *evaluators]
     checkpoint = dict(type='mmseg_twins.ReportCheckpoint')
     cfg.custom_hooks = [*cfg.get('custom_hooks', ()), checkpoint]
@@ -143,20 +142,6 @@ def evaluators_of(cfg: Config) -> list[ConfigDict]:
     """Return the metrics of a test."""
     evaluators = cfg.test_evaluator
     return evaluators if isinstance(evaluators, list) else [evaluators]
-
-
-def require_new(folder: str, option: str) -> None:
-    """Check that a folder is new or empty.
-
-    Raises:
-        ValueError: it is not.
-    """
-    path = Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(
-            f'{option}: {folder!r} is not empty; give a new folder, so that nothing in '
-            'it is overwritten'
-        )
 
 
 def draw_predictions(
@@ -176,10 +161,10 @@ def draw_predictions(
     has_display = os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY')
     if show and sys.platform.startswith('linux') and not has_display:
         raise ValueError(
-            '--show: there is no display; --show-dir FOLDER writes the drawings to '
-            'files'
+            '--show: there is no display; write the drawings to files with --show-dir '
+            'FOLDER'
         )
-    # By default the hook draws every 50th image only.
+    # By default, the hook draws only every 50th image.
     hook.update(draw=True, interval=1, show=show, wait_time=wait_time)
     if folder is not None:
         cfg.visualizer.save_dir = folder

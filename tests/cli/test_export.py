@@ -223,7 +223,7 @@ def test_nothing_is_written_where_the_check_fails(folder: Path, monkeypatch, cap
         main(['small.py', 'none', 'out.pt2', '--size', '64', '64', '--force'])
 
     assert stop.value.code == 1
-    assert 'differs from the segmentor at 1 of 1 sizes' in capsys.readouterr().err
+    assert 'differ from the segmentor at 1 of 1 sizes' in capsys.readouterr().err
     assert (folder / 'out.pt2').read_bytes() == b'earlier'
     assert sorted(p.name for p in folder.iterdir()) == ['out.pt2', 'small.py']
 
@@ -231,17 +231,17 @@ def test_nothing_is_written_where_the_check_fails(folder: Path, monkeypatch, cap
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ('small.py none no/out.pt2', 'there is no folder no; make it first'),
+        ('small.py none no/out.pt2', 'there is no folder no; create it first'),
         ('small.py none .', '. is a folder; give the name of a file'),
-        ('small.py none out.pth', 'ends in none of .onnx and .pt2'),
+        ('small.py none out.pth', 'does not end in .onnx or .pt2'),
         ('small.py none taken.pt2', 'exists already; --force replaces it'),
         ('small.py none out.pt2 --size 64 8', 'the image is 64x8 px'),
-        ('small.py none out.pt2 --size 64 0', "--size: '0' is no positive integer"),
-        ('small.py none out.pt2 --batch-size 0', "'0' is no positive integer"),
-        ('small.py none out.pt2 --opset 18', 'only ONNX has opsets'),
+        ('small.py none out.pt2 --size 64 0', "--size: '0' is not a positive integer"),
+        ('small.py none out.pt2 --batch-size 0', "'0' is not a positive integer"),
+        ('small.py none out.pt2 --opset 18', '--opset: only for ONNX'),
         ('small.py none out.pt2 --fp16-weights', '--fp16-weights: only for ONNX'),
         ('small.py no.pth out.pt2', "checkpoint: 'no.pth' does not exist"),
-        ('small.py small.py out.pt2', 'small.py is no checkpoint'),
+        ('small.py small.py out.pt2', 'small.py is not a checkpoint'),
         ('small.py other.pth out.pt2', 'other.pth does not fit the config'),
         ('no.py none out.pt2', "config: 'no.py' does not exist; did you mean small.py"),
     ],
@@ -271,7 +271,9 @@ def test_missing_packages_are_named_with_their_extra(folder: Path, monkeypatch, 
         main(['small.py', 'none', 'out.onnx'])
 
     assert stop.value.code == 2
-    assert 'onnx_of_nobody, which the extra `deploy` brings' in capsys.readouterr().err
+    assert "onnx_of_nobody; run: pip install 'mmseg_twins[deploy]'" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow

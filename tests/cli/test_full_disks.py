@@ -163,7 +163,7 @@ def test_label_maps_before_the_full_disk_are_whole(disk: Disk, tested, capsys):
     (disk.folder / 'out').mkdir()
     disk.fill(but=4096)
     said = sentence(test.main, *tested, '--out', 'disk/out', capsys=capsys)
-    expected = rf'test\.py: error: disk/out/(\S+) {NO_ROOM}; the pictures before .*'
+    expected = rf'test\.py: error: disk/out/(\S+) {NO_ROOM}; the files before .*'
     found = re.fullmatch(expected, said)
     assert found, said
     assert len(disk.names) == 1

@@ -180,9 +180,9 @@ def test_an_existing_file_is_overwritten_only_by_force(capsys):
         ),
         (
             'config.py --weights weights.pth',
-            'is of another layout (official classifier',
+            'has another layout (official classifier',
         ),
-        ('config.py --weights other.pth', 'this is no Twins checkpoint'),
+        ('config.py --weights other.pth', 'this is not a Twins checkpoint'),
         (
             'config.py --weights https://host/x.pth',
             'is not downloaded yet; give the co',

@@ -187,7 +187,7 @@ def test_tiffs_need_rasterio_where_windows_slide_over_them(run, monkeypatch):
     arguments = ('weights.pth', 'a.tif', '--window', '48', '--out-dir', 'out')
     status, _, error = run(*arguments)
     assert status == 2
-    assert error.endswith("pip install 'mmseg_twins[tiff]' brings it\n")
+    assert error.endswith("run: pip install 'mmseg_twins[tiff]'\n")
     assert not Path('out').exists()
 
 
@@ -263,17 +263,17 @@ def test_an_interruption_leaves_whole_files(run, monkeypatch):
         (['no.pth', '.'], "checkpoint: 'no.pth' does not exist"),
         (['weights.pth', 'c.png'], "image: 'c.png' does not exist; did you mean"),
         (['weights.pth', 'empty'], "image: the folder 'empty' has no files that end"),
-        (['weights.pth', '.', '--opacity', '1.5'], "'1.5' is no number from 0 to 1"),
+        (['weights.pth', '.', '--opacity', '1.5'], "'1.5' is not a number from 0 to 1"),
         (['weights.pth', '.', '--window', '0'], 'window=0; give a positive number'),
         (
             ['weights.pth', '.', '--window', '48', '--stride', '0'],
-            "stride=0; give a number of pixels from 1 to the window's 48",
+            'stride=0; give a number of pixels from 1 to 48',
         ),
         (
             ['weights.pth', '.', '--window', '48', '--stride', '49'],
-            "stride=49; give a number of pixels from 1 to the window's 48",
+            'stride=49; give a number of pixels from 1 to 48',
         ),
-        (['weights.pth', '.', '--batch', '0'], 'batch=0; give a positive number'),
+        (['weights.pth', '.', '--batch', '0'], 'batch=0; give a positive integer'),
         (['weights.pth', '.', '--bands', '1', '2', '3'], 'add --full-resolution'),
         (
             ['weights.pth', '.', '--window', '48', '--value-range', '9', '1'],
@@ -281,14 +281,14 @@ def test_an_interruption_leaves_whole_files(run, monkeypatch):
         ),
         (
             ['weights.pth', '.', '--tta', '--full-resolution'],
-            'do not go with test-time augmentation (--tta)',
+            'cannot be combined with test-time augmentation (--tta)',
         ),
-        (['a.png', '.'], 'a.png is no checkpoint'),
+        (['a.png', '.'], 'a.png is not a checkpoint'),
         (
             ['weights.pth', '.', '--cfg-options', 'model.decode_head.num_classes=5'],
             'weights.pth does not fit the config: 2 tensors are of another shape: '
-            'another number of classes (decode_head.conv_seg.weight is 3x8x1x1 there '
-            'and 5x8x1x1 in the model, ',
+            'another number of classes (decode_head.conv_seg.weight is 3x8x1x1 in the '
+            'checkpoint and 5x8x1x1 in the model, ',
         ),
         (
             [

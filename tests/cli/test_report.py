@@ -137,7 +137,7 @@ def test_annotations_that_were_resized_are_named(project: Path, capsys):
 
     assert stop.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert 'LoadAnnotations comes after Resize' in error
+    assert 'put LoadAnnotations after Resize' in error
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_behind(

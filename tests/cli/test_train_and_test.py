@@ -226,7 +226,7 @@ LAYER_DECAY = 'mmseg_twins.LayerDecayOptimWrapperConstructor'
         ('', 'train.py smal.py', "config: 'smal.py' does not exist; did you mean sm"),
         ('', 'train.py .', "config: '.' is a folder, not a file"),
         ('', 'train.py data.txt', "config: 'data.txt' does not exist"),
-        ('', 'train.py weights.pth', "config: 'weights.pth' is no config file"),
+        ('', 'train.py weights.pth', "config: 'weights.pth' is not a config file"),
         (
             'model = dict(',
             'train.py small.py',
@@ -236,7 +236,7 @@ LAYER_DECAY = 'mmseg_twins.LayerDecayOptimWrapperConstructor'
         (
             f'custom_imports = {NO_MODULE}',
             'train.py small.py',
-            "imports what cannot be imported: No module named 'no_such_module'",
+            "fails: No module named 'no_such_module'",
         ),
         (
             '',
@@ -246,7 +246,7 @@ LAYER_DECAY = 'mmseg_twins.LayerDecayOptimWrapperConstructor'
         (
             '',
             'train.py small.py --cfg-options max_iters',
-            "--cfg-options: 'max_iters' is no KEY=VALUE pair",
+            "--cfg-options: 'max_iters' is not a KEY=VALUE pair",
         ),
         ('', 'test.py small.py no.pth', "checkpoint: 'no.pth' does not exist"),
         (
@@ -377,8 +377,8 @@ def test_a_full_disk_ends_a_training_with_what_is_kept(
     assert stop.value.code == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         f'train.py: error: {project}/run/iter_2.pth could not be written (No space '
-        f'left on device); nothing was changed; {project}/run/iter_1.pth is whole: '
-        'make room, and go on with --resume'
+        f'left on device); nothing was changed; {project}/run/iter_1.pth is intact: '
+        'free disk space and continue with --resume'
     )
     assert [path.name for path in project.glob('run/*iter_*')] == ['iter_1.pth']
     assert (project / 'run/last_checkpoint').read_text().endswith('iter_1.pth')
@@ -450,7 +450,7 @@ def test_a_disk_that_is_really_full_keeps_the_last_checkpoint(project: Path):
     error = ended.stderr.splitlines()[-1]
     assert (project / 'status').read_text() == '1\n'
     assert 'iter_3.pth could not be written (No space left on device)' in error
-    assert 'iter_2.pth is whole: make room, and go on with --resume' in error
+    assert 'iter_2.pth is intact: free disk space and continue with --resume' in error
     assert sorted(path.name for path in (project / 'kept').glob('*iter_*')) == [
         'iter_1.pth',
         'iter_2.pth',
