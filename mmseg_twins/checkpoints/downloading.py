@@ -77,7 +77,6 @@ def fetch_from_hub(repository: str, name: str, digest: str = '') -> Path:
 
     Args:
         repository: ``OWNER/NAME``.
-        name: of the file.
         digest: its SHA-256 digest; if empty, the one that the hub states is compared.
 
     Raises:

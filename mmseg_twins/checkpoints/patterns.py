@@ -71,7 +71,6 @@ class Renaming:
     """A table of rules for one family, applied forwards and backwards.
 
     Args:
-        rules: the table.
         family: ``'pcpvt'`` or ``'svt'``.
     """
 

@@ -61,7 +61,6 @@ def screen(path: Path, *, checksums: bool = False) -> set[str]:
     """Screen the pickles of a PyTorch file, in the zip or the legacy format.
 
     Args:
-        path: the file.
         checksums: whether to compare the checksums of an archive's parts.
 
     Returns:

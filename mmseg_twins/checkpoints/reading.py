@@ -116,7 +116,6 @@ def load(
     """Return a file's content, and the ``meta`` of a safetensors file.
 
     Args:
-        path: the file.
         map_location: as in ``torch.load``; None for the CPU.
         mmap: whether tensors stay on disk until they are used, where possible.
     """
@@ -139,7 +138,6 @@ def file_format(path: Path, name: str) -> str:
     """Return ``'zip'``, ``'pickle'`` or ``'safetensors'``.
 
     Args:
-        path: the file.
         name: of the file, for the message.
 
     Raises:
@@ -242,7 +240,6 @@ def unwrap(content: object, meta: Mapping, use_ema: bool) -> Source:
     """Find the state dict in a file's content.
 
     Args:
-        content: the file's.
         meta: a safetensors file's.
         use_ema: whether to take the averaged weights.
 

@@ -81,7 +81,6 @@ def check_writable(path: Path, *, force: bool, suffixes: Sequence[str] = ()) -> 
     """Check that a file can be written, before a long computation of its content.
 
     Args:
-        path: the file.
         force: whether an existing file may be replaced.
         suffixes: allowed endings of its name, such as ``.png``; any, if empty.
 
@@ -112,7 +111,6 @@ def check_new_folder(folder: Path, option: str) -> None:
     """Check that a folder does not exist or is empty.
 
     Args:
-        folder: the path.
         option: the option's name, for the message.
 
     Raises:

@@ -29,7 +29,6 @@ def seed_generators(
     """Seed the generators of Python, numpy and PyTorch.
 
     Args:
-        seed: the run's seed.
         purpose: ``STEP`` or ``SAMPLE``.
         numbers: what distinguishes one use from the others, such as an iteration.
         devices: whether to seed the generators of accelerators too.
@@ -82,8 +81,6 @@ class NumberedBatches:
         first: returns the number of finished batches when iteration starts.
         endless: whether to yield epoch after epoch, as iteration-based training needs.
             Otherwise iteration yields the rest of one epoch.
-        rank: of this process.
-        world_size: number of processes.
     """
 
     def __init__(

@@ -140,7 +140,6 @@ class CheckpointHook(MMEngineCheckpointHook):
         ``max_keep_ckpts`` does not apply.
 
         Args:
-            runner: of the training.
             done: finished iterations.
             epoch: finished epochs.
 

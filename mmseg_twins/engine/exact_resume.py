@@ -118,7 +118,6 @@ class RemainingBatches:
     calls ``skip_iter`` for them, or nothing with ``fast_forward_on_resume``.
 
     Args:
-        loader: the loader.
         dropped: number of batches that the loop drops; None is returned for these.
     """
 

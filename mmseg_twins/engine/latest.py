@@ -104,7 +104,6 @@ def numbered(folder: Path, names: list[tuple[str, str]]) -> dict[Path, int]:
     """Return the numbers of the files in a folder whose names are PREFIX NUMBER SUFFIX.
 
     Args:
-        folder: the folder.
         names: pairs of prefix and suffix.
     """
     matches = {file: NUMBERED.fullmatch(file.name) for file in folder.glob('*')}

@@ -266,7 +266,6 @@ class Preemption(Hook):
         """Save, submit the run again, and end the process.
 
         Args:
-            runner: of the training.
             done: finished iterations.
             epoch: finished epochs.
         """

@@ -98,7 +98,6 @@ class WatchedPipeline(Compose):
     """A pipeline whose errors name the file that a transform cannot read.
 
     Args:
-        pipeline: the dataset's.
         skipped: for each sample, whether it has been skipped; in memory that all
             workers share, so that each file is named once. None if none may be skipped.
         max_in_a_row: number of samples in a row at which to raise an error.
