@@ -293,7 +293,9 @@ def test_the_site_lists_every_page_once():
     text = (ROOT / 'mkdocs.yml').read_text(encoding='utf-8')
     listed = re.findall(r'^ +- .*?(\w+\.md)$', text, flags=re.MULTILINE)
     pages = [Path(page).name for page in PAGES if page.startswith('docs/')]
-    generated = ['index.md', 'contributing.md', 'changelog.md', 'security.md']
+    generated = [
+        *('index.md', 'contributing.md', 'changelog.md', 'security.md', 'notebook.md')
+    ]
     assert sorted(listed) == sorted([*pages, *generated])
 
 

@@ -108,16 +108,18 @@ def test_a_mistake_in_the_data_stops_it_with_a_sentence(small):
     ('source', 'wanted'),
     [
         ('', None),
+        ('', '{cwd}/mmseg_twins-1.0-py3-none-any.whl[{extras}]'),
         ('twins-1.0-py3-none-any.whl', '{cwd}/twins-1.0-py3-none-any.whl[{extras}]'),
         ('/home/me/checkout', '/home/me/checkout[{extras}]'),
         ('git+https://host/twins', 'mmseg_twins[{extras}] @ git+https://host/twins'),
     ],
 )
-def test_the_first_cell_installs_what_is_missing(source, wanted, monkeypatch):
+def test_the_first_cell_installs_what_is_missing(source, wanted, tmp_path, monkeypatch):
     def version(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
     commands = []
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(importlib.metadata, 'version', version)
     monkeypatch.setattr(subprocess, 'run', lambda words, check: commands.append(words))
     code = ''.join(CELLS[0]['source']).replace("source = ''", f'source = {source!r}')
@@ -125,6 +127,7 @@ def test_the_first_cell_installs_what_is_missing(source, wanted, monkeypatch):
         with pytest.raises(SystemExit, match='set `source`'):
             exec(code, {})
         return
+    Path('mmseg_twins-1.0-py3-none-any.whl').touch()
     exec(code, {})
     ((*_, last),) = commands
     assert last == wanted.format(cwd=Path.cwd(), extras='lite,deploy')
