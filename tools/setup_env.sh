@@ -26,7 +26,7 @@ Options:
   --active        install into the active virtual or conda environment (not conda's
                   base) and keep what is installed there, whatever its version: only a
                   package that the project cannot work with is replaced, and only with
-                  --yes
+                  --yes (setuptools without it, unless another package needs its version)
   --yes           with --active: replace those packages
   --print-python  print the path of the environment's Python on standard output;
                   everything else goes to standard error
@@ -201,6 +201,14 @@ for item in items:
     for name, text in unmet(data['name'], data.get('requires_dist'), extras, before):
         reasons.setdefault(name, text)
 after.pop('mmseg-twins')
+conflicts = [
+    conflict
+    for name, package in installed.items()
+    if name not in (*after, 'mmseg-twins')
+    for conflict in unmet(name, package.requires, [''], after)
+]
+# torch brings along the newest setuptools, which few packages need.
+spared = {'setuptools'} - {name for name, _ in conflicts}
 
 if step == 'hold':
     print(*(f'{n}=={before[n]}' for n in HELD if n in before and n not in reasons), sep='\n')
@@ -210,15 +218,10 @@ elif step == 'replaced':
     print(', '.join(
         f'{name} {before[name]} with {version} ({reasons.get(name, "others need it")})'
         for name, version in after.items()
-        if before.get(name, version) != version
+        if before.get(name, version) != version and name not in spared
     ))  # fmt: skip
 else:
-    print(', '.join(
-        text
-        for name, package in installed.items()
-        if name not in (*after, 'mmseg-twins')
-        for _, text in unmet(name, package.requires, [''], after)
-    ))  # fmt: skip
+    print(', '.join(text for _, text in conflicts))
 PY
 }
 
@@ -260,6 +263,10 @@ if [ "$full" ] && ! has mmcv; then
 fi
 "$python" -c 'import cv2' >&2 ||
   fail "OpenCV does not load: on a bare Linux machine it needs libGL and GLib (Debian, Ubuntu: apt install libgl1 libglib2.0-0; Fedora: dnf install mesa-libGL glib2)."
+
+# mmengine imports yapf, whose first import writes a cache: processes of a first run on
+# several GPUs would read half of it.
+"$python" -c 'import yapf' >&2 || fail "yapf does not load, see above."
 
 echo "$current" >"$stamp"
 say "Done in $SECONDS s: $environment"

@@ -24,7 +24,7 @@ EXTRAS = {
     'lite': 'mmcv-lite', 'full': 'mmcv', 'onedl': 'onedl-mmcv',
     'mim': 'openmim', 'deploy': 'onnx', 'test': 'pytest',
 }  # fmt: skip
-REQUIRES = ['torch>=2.7', 'numpy']
+REQUIRES = ['torch>=2.7', 'numpy', 'setuptools<82']
 REQUIRES += [f"{name}; extra == '{extra}'" for extra, name in EXTRAS.items()]
 WHEELS = {
     'torch-2.6': [], 'torch-2.13': [], 'torch-2.14': [],
@@ -33,6 +33,7 @@ WHEELS = {
     'onnx-1.22': [], 'onnx-1.23': ['numpy>=2'],
     'mmcv-2.1': [], 'mmcv_lite-2.1': [], 'openmim-0.3': [], 'pytest-9.2': [],
     'onedl_mmcv-2.3': [], 'onedl_mmcv-2.4': [],
+    'setuptools-81.0': [], 'setuptools-84.2': [], 'builder-1.0': ['setuptools>=82'],
 }  # fmt: skip
 PYPROJECT = """
 [build-system]
@@ -57,6 +58,7 @@ FILES = {
     'requirements/tested-onedl.txt': 'torch==2.13\nnumpy==2.4\nonedl-mmcv==2.3\n',
     'tools/demo/quickstart.py': 'import sys; print(sys.prefix, *sys.argv[1:])',
     'modules/cv2.py': '',
+    'modules/yapf.py': '',
     'modules/pytest.py': 'import sys; print(sys.prefix, *sys.argv[1:])',
 }  # fmt: skip
 BOTH = {'torch': '2.13', 'numpy': '2.4', 'onnx': '1.23', 'pytest': '9.2'}
@@ -189,6 +191,21 @@ def test_a_package_is_replaced_in_an_active_environment_with_yes_only(project: P
     done = project.set_up('--active --yes', VIRTUAL_ENV=str(active))
     assert done.returncode == 0, done.stderr
     assert installed(active) == DEFAULT | {'torch': '2.14', 'torchvision': '0.21'}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('other', ['torch', 'builder'])
+def test_setuptools_is_replaced_without_yes_unless_it_is_needed(project, other):
+    active = project.make_environment('active', 'setuptools==84.2', other)
+    done = project.set_up('--active', VIRTUAL_ENV=str(active))
+    if other == 'builder':
+        assert_fails(done, 'would replace setuptools 84.2 with 81.0')
+        assert 'no longer fit: builder needs setuptools>=82' in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+    (site,) = active.glob('lib/python*/site-packages')
+    version = '84.2' if other == 'builder' else '81.0'
+    assert (site / f'setuptools-{version}.dist-info').exists()
 
 
 @pytest.mark.parametrize(
