@@ -36,8 +36,14 @@ def is_program() -> bool:
 
 if is_program():
     end_at_interrupt()  # before the imports, which take seconds
-    # From imports in mmengine and mim; libraries keep the warning.
-    warnings.filterwarnings('ignore', 'pkg_resources is deprecated')
+    # What OpenMMLab's packages do, and no user can change; other programs are warned.
+    for message in (
+        'pkg_resources is deprecated',
+        '``build_loss`` would be deprecated',
+        '`broadcast_buffers` is deprecated',
+        'The draw is False',  # the visualization hook without --show-dir
+    ):
+        warnings.filterwarnings('ignore', message)
 
 # The command imports the rest itself: it diagnoses installations where that fails.
 if not is_command():

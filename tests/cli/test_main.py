@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from mmseg_twins.cli import main as command
@@ -30,3 +33,30 @@ def test_an_unknown_command_is_answered_with_those_that_exist(capsys):
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert all(name in error for name in ('trian', *command.COMMANDS))
+
+
+PROGRAM = """
+import sys
+sys.argv = ['mmseg-twins']
+from mmseg_twins import compat
+compat.activate()
+import mmseg.models
+from mmengine.registry import init_default_scope
+from mmengine.visualization import Visualizer
+from mmseg.engine.hooks import SegVisualizationHook
+from mmseg.models.builder import build_loss
+
+init_default_scope('mmseg')
+Visualizer.get_instance('drawing')
+SegVisualizationHook(draw=False)
+build_loss(dict(type='CrossEntropyLoss'))
+"""
+
+
+def test_commands_show_the_warnings_that_a_user_can_act_on():
+    done = subprocess.run(
+        [sys.executable, '-c', PROGRAM], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count('Warning: ') == 1
+    assert 'avg_non_ignore' in done.stderr
