@@ -139,8 +139,9 @@ def differences(one: Figures) -> list[str]:
         found = tables(output_of(one.command))
     except subprocess.CalledProcessError as error:
         return [f'{one.place}: the command ends with {error.returncode}']
-    printed = {name: row for table in found for name, row in table.rows.items()}
-    problems = []
+    printed, problems = {}, []
+    for name, row in (item for table in found for item in table.rows.items()):
+        printed.setdefault(name, {}).update(row)
     for name, row in one.table.rows.items():
         names = [other for other in printed if f'{other} '.startswith(f'{name} ')]
         if len(names) != 1 and name not in printed:
