@@ -104,7 +104,7 @@ def test_existing_files_stay_as_they_are(
 
     assert exit_.value.code == 2
     assert names(target) == ['mine.txt']
-    assert 'exists and is not empty' in capsys.readouterr().err
+    assert 'is not empty; give a new folder' in capsys.readouterr().err
 
 
 def without_annotation(source: Path) -> None:
@@ -160,7 +160,7 @@ def broken_image(source: Path) -> None:
         (colored_annotation, 'is PNG with mode RGB'),
         (jpeg_annotation, 'is JPEG with mode L'),
         (annotation_of_another_size, 'has 30x40 px, its image 40x30'),
-        (class_number_151, 'has the class number 151; 0 (other) to 150 are allowed'),
+        (class_number_151, 'has the label 151; labels are 0 (other) to 150'),
         (broken_image, "'second': image or annotation cannot be read"),
     ],
 )

@@ -48,7 +48,7 @@ def find_pairs(source: Path, part: str) -> list[tuple[Path, Path]]:
 
     Args:
         source: the folder ``CamVid``.
-        part: of ``COUNTS``.
+        part: one of ``COUNTS``.
 
     Raises:
         FileNotFoundError: a folder or a file is missing.
@@ -74,7 +74,7 @@ def find_pairs(source: Path, part: str) -> list[tuple[Path, Path]]:
 
 
 def read_labels(image: Path, annotation: Path) -> np.ndarray:
-    """Return the classes of an image's pixels, and check both files.
+    """Check an image and its annotation, and return the classes of its pixels.
 
     Returns:
         (360, 480) uint8, as mmsegmentation reads them.
@@ -83,12 +83,12 @@ def read_labels(image: Path, annotation: Path) -> np.ndarray:
         ValueError: a file cannot be decoded, or does not have CamVid's format.
     """
     try:
-        with Image.open(image) as picture:
-            picture.load()
-            sizes = [picture.size]
-        with Image.open(annotation) as picture:
-            mode, labels = picture.mode, np.array(picture)
-            sizes.append(picture.size)
+        with Image.open(image) as file:
+            file.load()
+            sizes = [file.size]
+        with Image.open(annotation) as file:
+            mode, labels = file.mode, np.array(file)
+            sizes.append(file.size)
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(
             f'{str(image)!r} or its annotation cannot be read: {error}'
@@ -96,8 +96,8 @@ def read_labels(image: Path, annotation: Path) -> np.ndarray:
     for file, size in zip((image, annotation), sizes, strict=True):
         if size != SIZE:
             raise ValueError(
-                f'{str(file)!r} has {size[0]}x{size[1]} px; CamVid of this split has '
-                f'{SIZE[0]}x{SIZE[1]}'
+                f'{str(file)!r} has {size[0]}x{size[1]} px, but images of this split '
+                f'have {SIZE[0]}x{SIZE[1]}'
             )
     if mode != 'L' or labels.max() > VOID:
         raise ValueError(
@@ -113,13 +113,13 @@ def lay_out(source: Path, target: Path) -> None:
 
     Raises:
         FileNotFoundError: something is missing in ``source``.
-        FileExistsError: ``target`` has files already.
-        ValueError: a file of ``source`` is not as it should be.
+        FileExistsError: ``target`` is not empty.
+        ValueError: a file in ``source`` is damaged or of another format.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(
-            f'TARGET: {str(target)!r} exists and is not empty; nothing was written: '
-            'remove it, or give another folder'
+            f'TARGET: {str(target)!r} is not empty; give a new folder, so that nothing '
+            'in it is overwritten'
         )
     labels = {
         (part, image): read_labels(image, annotation)
@@ -133,9 +133,9 @@ def lay_out(source: Path, target: Path) -> None:
             (target / kind / part).mkdir(parents=True)
     for (part, image), classes in labels.items():
         shutil.copyfile(image, target / 'images' / part / image.name)
-        picture = Image.fromarray(classes)
-        picture.putpalette(palette.flatten().tolist())
-        picture.save(target / 'annotations' / part / image.name)
+        annotation = Image.fromarray(classes)
+        annotation.putpalette(palette.flatten().tolist())
+        annotation.save(target / 'annotations' / part / image.name)
     (target / 'classes.txt').write_text('\n'.join(CLASSES) + '\n', encoding='utf-8')
 
 

@@ -1,13 +1,12 @@
-"""Lay out images of your own as ADE20K, so that the configs run on them.
+"""Lay out your own images like ADE20K, so that the configs run on them.
 
-SOURCE holds `images/*.jpg` and `annotations/*.png` with the same names; annotations
-have one channel, 0 for "other" and 1 to 150 for ADE20K's classes. By default all
-images are used for training and for validation, which is for trying things out:
-results on images that were trained on say nothing about quality. `--held-out N`
-keeps the last N for validation. The configs look for the result in
-data/ade/ADEChallengeData2016.
+SOURCE has `images/*.jpg` and `annotations/*.png` with the same names; annotations have
+one channel, 0 for "other" and 1 to 150 for ADE20K's classes. By default, all images are
+used for both training and validation, to try things out: results on training images say
+nothing about quality. `--held-out N` keeps the last N for validation. The configs
+expect the result in data/ade/ADEChallengeData2016.
 
-ADE20K itself, ADEChallengeData2016.zip, is laid out this way already.
+ADE20K itself, ADEChallengeData2016.zip, has this layout already.
 """
 
 from __future__ import annotations
@@ -25,18 +24,17 @@ NUM_CLASSES = 150
 
 
 def find_pairs(source: Path) -> list[tuple[Path, Path]]:
-    """Finds images and their annotations.
+    """Find images and their annotations.
 
     Args:
         source: folder with the folders ``images`` and ``annotations``.
 
     Returns:
-        (image, annotation) in the order of their names.
+        Pairs of image and annotation, in the order of their names.
 
     Raises:
-        FileNotFoundError: a folder is missing, or an image or annotation is without
-            its partner.
-        ValueError: there are no images, or they are of another format than JPEG.
+        FileNotFoundError: a folder, an image or an annotation is missing.
+        ValueError: there are no images, or one is not a JPEG file.
     """
     for folder in (source / 'images', source / 'annotations'):
         if not folder.is_dir():
@@ -50,8 +48,8 @@ def find_pairs(source: Path) -> list[tuple[Path, Path]]:
     ]
     if wrong:
         raise ValueError(
-            f'SOURCE: {wrong[0]!r} in {str(source / "images")!r} is no .jpg file, the '
-            "only format that mmsegmentation's ADE20KDataset reads"
+            f'SOURCE: {wrong[0]!r} in {str(source / "images")!r} is not a .jpg file, '
+            "the only format that mmsegmentation's ADE20KDataset reads"
         )
     images = {file.stem: file for file in files}
     annotations = {file.stem: file for file in visible_files(source / 'annotations')}
@@ -66,7 +64,7 @@ def find_pairs(source: Path) -> list[tuple[Path, Path]]:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Files of a folder in the order of their names, without hidden ones."""
+    """Return the files of a folder, sorted by name, without hidden ones."""
     return sorted(
         file
         for file in folder.iterdir()
@@ -75,29 +73,25 @@ def visible_files(folder: Path) -> list[Path]:
 
 
 def check_pair(image: Path, annotation: Path) -> None:
-    """Checks that an annotation belongs to its image and has ADE20K's format.
-
-    Args:
-        image: path of the image.
-        annotation: path of its annotation.
+    """Check that an annotation belongs to its image and has ADE20K's format.
 
     Raises:
-        ValueError: it is no PNG file with one channel of class numbers in the size of
-            the image, or one of the two files cannot be read.
+        ValueError: it is not a PNG file with one channel of class numbers in the size
+            of the image, or one of the two files cannot be read.
     """
     try:
-        with Image.open(image) as picture:
-            size = picture.size
-        with Image.open(annotation) as picture:
-            labels, kind = np.asarray(picture), (picture.format, picture.mode)
+        with Image.open(image) as file:
+            size = file.size
+        with Image.open(annotation) as file:
+            labels, kind = np.asarray(file), (file.format, file.mode)
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(
             f'{image.stem!r}: image or annotation cannot be read: {error}'
         ) from error
     if kind not in (('PNG', 'L'), ('PNG', 'P')):
         raise ValueError(
-            f'{str(annotation)!r} is {kind[0]} with mode {kind[1]}; an annotation is a '
-            'PNG file with one channel of 8 bits'
+            f'{str(annotation)!r} is {kind[0]} with mode {kind[1]}; annotations are '
+            'PNG files with one channel of 8 bits'
         )
     if labels.shape != size[::-1]:
         raise ValueError(
@@ -106,8 +100,8 @@ def check_pair(image: Path, annotation: Path) -> None:
         )
     if labels.max() > NUM_CLASSES:
         raise ValueError(
-            f'{str(annotation)!r} has the class number {labels.max()}; 0 (other) to '
-            f'{NUM_CLASSES} are allowed'
+            f'{str(annotation)!r} has the label {labels.max()}; labels are 0 (other) '
+            f'to {NUM_CLASSES}'
         )
 
 
@@ -118,21 +112,21 @@ def lay_out(
     held_out: int = 0,
     symlink: bool = False,
 ) -> dict[str, int]:
-    """Writes images and annotations as ADE20K has them.
+    """Write images and annotations in ADE20K's layout.
 
     Args:
-        pairs: (image, annotation) each, as :func:`find_pairs` gives them.
+        pairs: from :func:`find_pairs`.
         target: gets ``images`` and ``annotations``, each with ``training`` and
             ``validation``.
         held_out: number of pairs at the end that are for validation only; 0 uses all
             pairs for both.
-        symlink: link to the files instead of copying them.
+        symlink: whether to link to the files instead of copying them.
 
     Returns:
         The number of pairs for ``'training'`` and for ``'validation'``.
 
     Raises:
-        FileExistsError: ``target`` has files already.
+        FileExistsError: ``target`` is not empty.
         ValueError: ``held_out`` leaves nothing for training.
     """
     if not 0 <= held_out < len(pairs):
@@ -141,8 +135,8 @@ def lay_out(
         )
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(
-            f'--out: {str(target)!r} exists and is not empty; nothing was written: '
-            'remove it, or give another folder'
+            f'--out: {str(target)!r} is not empty; give a new folder, so that nothing '
+            'in it is overwritten'
         )
     parts = {
         'training': pairs[: len(pairs) - held_out],
@@ -165,7 +159,7 @@ def lay_out(
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Makes the parser of the command line."""
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -193,7 +187,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Parses the arguments and lays out the images."""
+    """Run the command."""
     parser = make_parser()
     args = parser.parse_args()
     try:

@@ -1,9 +1,9 @@
-"""Draw street scenes, train a small Twins on them, and show how well it does.
+"""Draw street scenes, train a small Twins on them, and evaluate it.
 
 Takes a few minutes on two CPU cores. The folder gets `data`, the scenes in ADE20K's
-layout; `training`, with logs and the checkpoint; `scenes.png`, with predictions on
-held-out scenes; and `report`, with a page of scores, `index.html`. The results of an
-earlier run are moved to a folder of their own.
+layout; `training`, the logs and the checkpoint; `scenes.png`, predictions for held-out
+scenes; and `report`, a page of scores, `index.html`. The results of an earlier run are
+moved to a subfolder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from mmseg_twins.interrupts import run as run_program
 CONFIG = Path(__file__).parents[2] / 'configs/demo/twins_svt_fpn_streets.py'
 SHOWN = 6
 say = partial(print, '[quickstart]', flush=True)
-#: What a run leaves in its folder; those of version 0.1 drew curves, too.
+#: The results of a run; curves.png is from version 0.1.
 RESULTS = ('data', 'training', 'report', 'scenes.png', 'curves.png')
 
 
@@ -90,15 +90,11 @@ def set_aside(work_dir: Path) -> Path | None:
 
 
 def evaluate(runner: Runner, folder: Path) -> tuple[dict, list[tuple[np.ndarray, ...]]]:
-    """Predict the held-out scenes, and write a report of them.
-
-    Args:
-        runner: of the training.
-        folder: of the report.
+    """Predict the held-out scenes, and write a report.
 
     Returns:
-        The report's numbers, and, of a few scenes, the image (H, W, 3) in RGB, its
-        labels (H, W), of which 255 is ignored, and the predicted labels.
+        The report's numbers and, for a few scenes, the image (H, W, 3) in RGB, its
+        labels (H, W), where 255 is ignored, and the predicted labels.
     """
     dataset, shown = runner.val_dataloader.dataset, []
     report = Report(
@@ -127,7 +123,7 @@ def evaluate(runner: Runner, folder: Path) -> tuple[dict, list[tuple[np.ndarray,
 def draw_predictions(
     path: Path, scenes: Sequence[tuple[np.ndarray, ...]], cfg: Config, *, title: str
 ) -> None:
-    """Draw image, truth and prediction of scenes, two scenes in a row, as PNG."""
+    """Draw image, truth and prediction of scenes as PNG, two scenes per row."""
     colors = np.array([*cfg.palette, (245, 245, 245)], np.uint8)
     names = [*cfg.classes, 'other (ignored)']
     figure = Figure((13.5, 6), dpi=130, layout='constrained')
@@ -135,13 +131,13 @@ def draw_predictions(
     rows = figure.subplots(SHOWN // 2, 6).reshape(SHOWN, 3)
     for row, (image, truth, prediction) in zip(rows, scenes, strict=True):
         right = (prediction == truth)[truth < 255].mean()
-        pictures = {
+        panels = {
             'image': image,
             'truth': colors[np.minimum(truth, len(cfg.classes))],
             f'prediction: {right:.1%} of pixels right': colors[prediction],
         }
-        for axes, (name, picture) in zip(row, pictures.items(), strict=True):
-            axes.imshow(picture)
+        for axes, (name, panel) in zip(row, panels.items(), strict=True):
+            axes.imshow(panel)
             axes.set_title(name, fontsize=9)
             axes.set_axis_off()
     patches = [
@@ -165,10 +161,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.max_iters is not None and args.max_iters < 2:
             raise ValueError(f'--max-iters: {args.max_iters}; give 2 or more')
         if args.work_dir.exists() and not args.work_dir.is_dir():
-            raise ValueError(f"--work-dir: '{args.work_dir}' is a file; name a folder")
+            raise ValueError(f"--work-dir: '{args.work_dir}' is a file; give a folder")
         cfg = make_config(args.work_dir, seed=args.seed, max_iters=args.max_iters)
         if earlier := set_aside(args.work_dir):
-            say(f'what an earlier run left is now in {earlier}')
+            say(f'the results of an earlier run were moved to {earlier}')
         say(f'drawing {args.training + args.validation} scenes')
         write_scenes(
             args.work_dir / 'data',
@@ -184,15 +180,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     loss = runner.message_hub.get_scalar('train/loss').current()
     if not math.isfinite(loss):
         sys.exit(
-            f'{parser.prog}: error: the training diverged, its loss is {loss}; its log '
+            f'{parser.prog}: error: the training diverged, its loss is {loss}; the log '
             f'is in {runner.log_dir}'
         )
     trained = time.perf_counter()
-    report, picture = args.work_dir / 'report', args.work_dir / 'scenes.png'
+    report, drawing = args.work_dir / 'report', args.work_dir / 'scenes.png'
     numbers, scenes = evaluate(runner, report)
     mean = numbers['mIoU']
     title = f'Drawn street scenes that Twins was not trained on: mean IoU {mean:.1f} %'
-    draw_predictions(picture, scenes, cfg, title=title)
+    draw_predictions(drawing, scenes, cfg, title=title)
     end = time.perf_counter()
     say(
         f'done in {(end - start) / 60:.1f} minutes (drawing {drawn - start:.0f} s, '
@@ -203,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table.add_row(row['name'], '-' if row['IoU'] is None else f'{row["IoU"]:.2f}')
     rich.print(table)
     print(
-        f'predictions: {picture}\n'
+        f'predictions: {drawing}\n'
         f'report:      {report / "index.html"}\n'
         f'checkpoint:  {find_latest_checkpoint(cfg.work_dir)}'
     )

@@ -15,7 +15,7 @@ OVERSAMPLING = 2
 
 
 class Label(IntEnum):
-    """What a pixel shows, numbered as in ADE20K: classes from 1, and 0 is ignored."""
+    """Labels of pixels, numbered as in ADE20K: classes from 1, and 0 is ignored."""
 
     OTHER, SKY, BUILDING, ROAD, PAVEMENT, GRASS, TREE, CAR, PERSON = range(9)
 
@@ -49,17 +49,18 @@ MOODS = {
 
 
 class Canvas:
-    """Projects points in meters (x right, y up, z ahead) and paints what they outline.
+    """Projects points in meters (x right, y up, z ahead) and paints shapes.
 
-    Colors are painted with their depth, from which haze follows in the end, in a
-    larger picture than the result, which smooths the edges.
+    Colors are painted with their depth, which haze depends on, and at a multiple of the
+    result's size, which smooths the edges.
 
     Args:
-        rng: Source of all random numbers.
-        size: Width and height of the result in pixels.
-        mood: One of ``MOODS``.
-        eye: Where the camera is, x and y.
-        turn: By how much of the width the street's end is right of the middle.
+        rng: source of all random numbers.
+        size: width and height of the result in pixels.
+        mood: one of ``MOODS``.
+        eye: position of the camera, x and y.
+        turn: how far the end of the street is right of the middle, as a share of the
+            width.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Canvas:
         return color.clip(8, 250)
 
     def lit(self, color: Rgb, normals: Sequence) -> np.ndarray:
-        """Return the colors (..., 3) of surfaces that face along normals (..., 3)."""
+        """Return the lit colors (..., 3) of surfaces with normals (..., 3)."""
         facing = np.maximum(0, np.asarray(normals) @ self.sun)[..., None]
         return np.asarray(color) * (self.mood.ambient + facing * self.mood.sun)
 
@@ -137,9 +138,9 @@ class Canvas:
         """Darken the ground in the shadow of a prism, and where it touches the ground.
 
         Args:
-            outline: Its base, points (N, 2) of x and z.
-            bottom: Height of its lower end in meters.
-            top: Height of its upper end in meters.
+            outline: its base, points (N, 2) of x and z.
+            bottom: height of its lower end in meters.
+            top: height of its upper end in meters.
         """
         away = -self.sun[[0, 2]] / max(self.sun[1], 0.25)
         parts = [(bottom, top, self.mood.shadow), (0, 0, 0.45 * (bottom < 0.5))]
@@ -173,7 +174,7 @@ class Canvas:
             sky += glow * (np.float32([255, 236, 190]) - 0.4 * sky)
         noise = self.noise(height, width)
         cover = np.clip((noise - 1 + self.mood.clouds) / 0.28, 0, 1)[..., None]
-        # Clouds are brightest on top, where there is less of them.
+        # Clouds are brightest on top, where they are thinnest.
         rise = np.clip(8 * (noise - np.roll(noise, -height // 40, 0)), -1, 1)[..., None]
         white = 0.5 * horizon + 0.5 * self.lit((255, 255, 255), self.sun).clip(0, 255)
         sky += 0.85 * cover * (white - 16 + 22 * rise - sky)

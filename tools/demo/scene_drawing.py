@@ -1,4 +1,4 @@
-"""Draws street scenes from a seed: an image, and the class of each of its pixels.
+"""Draw street scenes from a seed: an image, and the class of each pixel.
 
 Lengths are in meters: x to the right of the street's middle, y up, z ahead.
 """
@@ -44,12 +44,12 @@ CARS = [[(-1.9, 0.3), (-1.95, 0.9), (-1.55, 1.45), (0.3, 1.48), (1.05, 0.95),
 
 
 class Street:
-    """A street with what stands and moves along it.
+    """A street with buildings, trees, cars and people.
 
     Args:
-        seed: Equal seeds give equal streets, with the same version of OpenCV.
-        mood: The light, one of ``scene_canvas.MOODS``.
-        size: Width and height of the image in pixels.
+        seed: equal seeds give equal streets, with the same version of OpenCV.
+        mood: the light, one of ``scene_canvas.MOODS``.
+        size: width and height of the image in pixels.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Street:
     # ---- where things are ----------------------------------------------------------
 
     def place(self, paint: Callable, x: float, z: float, *more, behind: float = 0):
-        """Plan to paint something, the farthest first; ``behind`` is added to z."""
+        """Schedule something to paint, the farthest first; ``behind`` is added to z."""
         self.things.append((z + behind, paint, (x, z, *more)))
 
     def row(
@@ -263,7 +263,7 @@ class Street:
             canvas.discs(places, radius * size[0], leaves, Label.TREE)
 
     def paint_car(self, x: float, z: float, heading: int) -> None:
-        """Paint a car that drives away (1) or comes nearer (-1)."""
+        """Paint a car that drives away (1) or approaches (-1)."""
         canvas = self.canvas
         outline = np.array(CARS[self.rng.choice(3, p=[0.45, 0.4, 0.15])])
         color, belt = canvas.pick(PAINTS), outline[1, 1]
@@ -315,7 +315,7 @@ class Street:
             fill(corners, [left, right, right, left], tone)
 
     def paint_person(self, x: float, z: float) -> None:
-        """Paint somebody who walks."""
+        """Paint a person walking."""
         canvas, rng = self.canvas, self.rng
         tall, step = rng.uniform(1.55, 1.9), rng.uniform(-0.26, 0.26)
         hem = 0.34 if rng.random() < 0.3 else 0.5  # of a coat or a jacket

@@ -1,8 +1,8 @@
 """Draw street scenes with labels and write them in ADE20K's folder layout.
 
-The scenes follow from a seed; nothing is downloaded. OUT gets the folders `images` and
-`annotations`, each with `training` and `validation`. Annotations number the classes
-from 1; the rest is 0, which datasets ignore with `reduce_zero_label=True`.
+The scenes are drawn from a seed; nothing is downloaded. OUT gets the folders `images`
+and `annotations`, each with `training` and `validation`. Annotations number the classes
+from 1; other pixels are 0, which datasets ignore with `reduce_zero_label=True`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rich.progress import track
 from scene_canvas import MOODS, Label
 from scene_drawing import Street
 
+from mmseg_twins.checkpoints.writing import check_new_folder
 from mmseg_twins.cli import common as cli
 
 CLASSES = tuple(label.name.lower() for label in Label if label)
@@ -41,17 +42,16 @@ def write_scenes(
     """Draw scenes and write them as ``images/*/*.jpg`` and ``annotations/*/*.png``.
 
     Args:
-        folder: New or empty; stays so unless all scenes are written.
-        training: Number of scenes to train on.
-        validation: Number of scenes held out.
-        seed: Equal seeds give equal scenes.
-        size: Width and height in pixels, each at least 64.
-        classes: What is labeled, in the order of the labels from 1; the rest is 0.
-        progress: Whether to show a progress bar.
+        folder: new or empty; remains so unless all scenes are written.
+        training: number of training scenes.
+        validation: number of held-out scenes.
+        seed: equal seeds give equal scenes.
+        size: width and height in pixels, each at least 64.
+        classes: classes to label, in the order of the labels from 1; the rest is 0.
+        progress: whether to show a progress bar.
 
     Raises:
-        FileExistsError: ``folder`` is not empty.
-        ValueError: Another argument is out of its range.
+        ValueError: ``folder`` is not empty, or an argument is out of range.
     """
     folder = Path(folder)
     for name, value, least in (
@@ -63,12 +63,11 @@ def write_scenes(
         if value < least:
             raise ValueError(f'{name} is {value}; it must be at least {least}')
     if unknown := set(classes) - set(CLASSES):
-        raise ValueError(f'no such classes: {sorted(unknown)}; there are {CLASSES}')
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f'{folder} exists and nothing is overwritten: name another folder, or move '
-            'that one away'
+        raise ValueError(
+            f'unknown classes: {", ".join(sorted(unknown))}; give some of '
+            f'{", ".join(CLASSES)}'
         )
+    check_new_folder(folder, 'OUT')
     table = np.zeros(len(Label), np.uint8)
     table[[Label[name.upper()] for name in classes]] = range(1, len(classes) + 1)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +92,7 @@ def _cores() -> int:
 
 def _begin() -> None:
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the program once
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
 
 
 def _write(scenes: Path, size: tuple[int, int], table: np.ndarray, job: tuple) -> None:
@@ -125,17 +124,17 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_numbers(parser: argparse.ArgumentParser) -> None:
-    """Add the options that the quickstart has, too."""
+    """Add the options that the quickstart shares."""
     add = parser.add_argument
     add('--training', type=int, default=240, metavar='N',
-        help='scenes to train on (default: %(default)s)')  # fmt: skip
+        help='number of training scenes (default: %(default)s)')  # fmt: skip
     add('--validation', type=int, default=48, metavar='N',
-        help='scenes held out (default: %(default)s)')  # fmt: skip
+        help='number of held-out scenes (default: %(default)s)')  # fmt: skip
     add('--seed', type=int, default=0, help='seed of all random numbers (default: 0)')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the scenes that the command line asks for."""
+    """Run the command."""
     parser = make_parser()
     args = vars(parser.parse_args(argv))
     folder = args.pop('out')
