@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the site of docs into build/site and fails at any warning, such as a link that
-# leads nowhere. Adds the extra `docs` to the project's environment where it is missing.
+# Builds the documentation site in build/site, and fails on any warning, such as a broken
+# link. Installs the extra `docs` in the project's environment if it is missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

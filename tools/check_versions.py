@@ -1,8 +1,8 @@
 """Check that the installed packages are those of requirements/tested.txt.
 
 The onedl packages are pinned in requirements/tested-onedl.txt. Every package that
-mmseg_twins and its extras need, directly or not, has to be pinned there and installed
-in the pinned version. Exits with status 1 if one is not.
+mmseg_twins and its extras need, directly or indirectly, must be pinned there and
+installed in the pinned version. Exits with status 1 if one is not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REQUIREMENTS = Path(__file__).resolve().parents[1] / 'requirements'
 
 
 def read_pins(path: Path) -> dict[str, Requirement]:
-    """Read the pins that hold for this Python and platform, by canonical name."""
+    """Read the pins for this Python and platform, by canonical name."""
     lines = (line.partition('#')[0].strip() for line in path.read_text().splitlines())
     pins = [Requirement(line) for line in lines if line]
     return {
@@ -32,7 +32,7 @@ def read_pins(path: Path) -> dict[str, Requirement]:
 
 
 def installed_packages() -> dict[str, Distribution]:
-    """Return what is installed, by canonical name; the first one on the path counts."""
+    """Return the installed packages by canonical name; the first on the path counts."""
     found: dict[str, Distribution] = {}
     for package in distributions():
         found.setdefault(canonicalize_name(package.name), package)
@@ -50,9 +50,9 @@ def installed_stack(installed: Mapping[str, Distribution]) -> tuple[str, Path]:
 def needed_packages(
     installed: Mapping[str, Distribution], extras: Iterable[str]
 ) -> set[str]:
-    """Return all that the project and its extras need, directly or not.
+    """Return the packages that the project and its extras need, even indirectly.
 
-    pip is left out: openmim needs it, but an environment brings its own.
+    pip is left out: openmim needs it, but every environment has its own.
     """
     seen = set()
     waiting = [(PROJECT, extra) for extra in ('', *extras)]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the project as others do, and uses what is installed; `--help` says how.
+# Installs the project as users do, and tests the installation; see `--help`.
 set -euo pipefail
 
 usage() {
@@ -7,19 +7,19 @@ usage() {
 Usage: bash tools/check_wheel.sh [--python PYTHON]
 
 Builds the wheel, installs it with the extras lite and mim and the versions of
-requirements/tested.txt into a fresh virtual environment, and uses it from a folder that
-is not the checkout: imports it, diagnoses the installation, predicts an image with a
-segmentor by name, lets mim find the configs, writes a config, lets mmsegmentation's own
-script print one, and uninstalls it. Everything happens in a temporary folder ($TMPDIR,
+requirements/tested.txt in a fresh virtual environment, and uses it outside the
+checkout: imports it, diagnoses the installation, predicts an image with a segmentor by
+name, finds the configs with mim, writes a config, prints one with mmsegmentation's own
+script, and uninstalls the package. Everything happens in a temporary folder ($TMPDIR,
 about 2 GB), which is removed at the end. Takes a few minutes; exits with status 1 if
 anything fails.
 
 Options:
-  --python PYTHON  the Python to make the environment with, 3.10 to 3.13 (default: that
-                   of the project's environment, else python3)
+  --python PYTHON  the Python for the environment, 3.10 to 3.13 (default: that of the
+                   project's environment, else python3)
   --help           print this text
 
-Where packages come from is pip's own setting, as for tools/setup_env.sh.
+pip's settings determine the source of packages, as for tools/setup_env.sh.
 HELP
 }
 
@@ -50,7 +50,7 @@ if [ -z "$base" ]; then
   [ ! -x "$root/.venv/bin/python" ] || base=$root/.venv/bin/python
 fi
 "$base" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null ||
-  fail "$base is no Python 3.10 to 3.13; name one with --python."
+  fail "$base is not Python 3.10 to 3.13; give one with --python."
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/mmseg_twins-wheel.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -66,7 +66,7 @@ logged() {
   fail "this failed: $*"
 }
 
-# Nothing of the checkout or of an active environment may be found by accident.
+# Nothing in the checkout or in an active environment may be used by accident.
 unset PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PYTHONNOUSERSITE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
@@ -145,13 +145,13 @@ logged "$work/env/bin/mmseg-twins" weights
 logged "$work/env/bin/mmseg-twins" new my_config.py
 logged "$work/env/bin/twins2mmseg" --help
 logged "$work/env/bin/mim" search mmseg_twins --field config
-# What imports mmsegmentation first works too, and no longer after uninstalling.
+# A script that imports mmsegmentation first works too.
 site=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 config=$(echo "$site"/mmseg_twins/.mim/configs/twins_svt-s_uperhead_8x2_512x512_160k_*.py)
 logged "$work/env/bin/mim" run mmsegmentation print_config "$config"
 (cd "$root" && "$python" -I tools/check_versions.py --extras lite,mim) >>"$log" 2>&1 || {
   tail -n 25 "$log" >&2
-  fail 'what was installed is not what requirements/tested.txt says.'
+  fail 'the installed versions are not those of requirements/tested.txt.'
 }
 logged "$python" -m pip uninstall -y mmseg_twins
 left=$(find "$site" -iname '*mmseg_twins*' -not -path '*/__pycache__*')

@@ -6,18 +6,18 @@ usage() {
   cat <<'HELP'
 Usage: bash tools/quickstart.sh [OPTION]...
 
-Sets up an environment where need be, draws street scenes, trains a small Twins on them
-and shows how well it does on scenes that it has not seen: as a picture, and as a report,
+Sets up an environment if need be, draws street scenes, trains a small Twins on them, and
+evaluates it on held-out scenes: an image of predictions, and a report,
 report/index.html. Takes a few minutes on two CPU cores. The results of an earlier run are
-moved to a folder of their own.
+moved to a subfolder.
 
 Options:
   --work-dir FOLDER  folder of the results (default: work_dirs/quickstart)
-  --training N       scenes to train on (default: 240)
-  --validation N     scenes held out (default: 48)
+  --training N       number of training scenes (default: 240)
+  --validation N     number of held-out scenes (default: 48)
   --seed SEED        equal seeds give equal scenes (default: 0)
   --max-iters N      training iterations (default: the config's)
-  --active           use the active environment, as `setup_env.sh --active` does
+  --active           use the active environment, as with `setup_env.sh --active`
   --help             print this text
 HELP
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sets up the environment and runs the tests, two at a time, from whatever folder.
+# Sets up the environment and runs the tests, two at a time.
 #   bash tools/run_tests.sh [--all] [--stack onedl] [--active] [arguments of pytest]
-# Tests marked `slow` run with --all only. --stack and --active choose the environment as
-# for tools/setup_env.sh. Paths are relative to the project's folder. `-n 0` runs one test
+# Tests marked `slow` run with --all only. --stack and --active select the environment as
+# in tools/setup_env.sh. Paths are relative to the project's folder. `-n 0` runs one test
 # at a time.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -21,6 +21,6 @@ while [ $# -gt 0 ]; do
   shift
 done
 python=$(bash tools/setup_env.sh --print-python ${setup[@]+"${setup[@]}"})
-# Tests are too small to share between the threads of one process as well.
+# Tests are too small for several threads.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec "$python" -m pytest -n 2 --dist worksteal ${arguments[@]+"${arguments[@]}"}

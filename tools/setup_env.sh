@@ -1,41 +1,41 @@
 #!/usr/bin/env bash
-# Sets up the Python environment of the project; `--help` says how.
+# Sets up the Python environment of the project; see `--help`.
 #
-# Another script gets the environment's Python, set up where need be, with
+# Other scripts get the environment's Python, set up if need be, with
 #     cd "$(dirname "${BASH_SOURCE[0]}")/.."
 #     python=$(bash tools/setup_env.sh --print-python)
-# under `set -e`, and then runs "$python" script.py or "$python" -m module.
+# under `set -e`, and then run "$python" script.py or "$python" -m module.
 set -euo pipefail
 
 usage() {
   cat <<'HELP'
 Usage: bash tools/setup_env.sh [--stack onedl] [--full] [--active [--yes]] [--print-python]
 
-Installs the project (editable, with the extras that its tests need) into .venv in the
-project, with the versions of requirements/tested.txt. Makes .venv with the first Python
-3.10 to 3.13 among python3, python3.13, python3.12, python3.11 and python3.10. An active
-environment is left alone. Returns at once if nothing has changed since the last time.
+Installs the project (editable, with the extras for its tests) in its folder .venv, with
+the versions of requirements/tested.txt. Creates .venv with the first Python 3.10 to 3.13
+among python3, python3.13, python3.12, python3.11 and python3.10. An active environment
+is not changed. Returns at once if nothing has changed since the last time.
 
 Options:
   --stack onedl   install the onedl fork of mmengine, mmcv and mmsegmentation instead,
                   into .venv-onedl, with the versions of requirements/tested-onedl.txt
   --full          build full mmcv with its compiled ops from source instead of
                   installing mmcv-lite; needs a C++ compiler and about twenty minutes
-                  on two cores, longer with a CUDA toolkit. Only the Mask2Former recipe
+                  on two cores, longer with a CUDA toolkit. Only the Mask2Former config
                   needs the ops. An installed full mmcv is always kept.
   --active        install into the active virtual or conda environment (not conda's
-                  base) and keep what is installed there, whatever its version: only a
-                  package that the project cannot work with is replaced, and only with
-                  --yes (setuptools without it, unless another package needs its version)
+                  base) and keep its packages: only those in versions that the project
+                  does not support are replaced, and only with --yes (setuptools without
+                  it, unless another package needs its version)
   --yes           with --active: replace those packages
   --print-python  print the path of the environment's Python on standard output;
                   everything else goes to standard error
   --help          print this text
 
-Where packages come from is pip's own setting: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
-PIP_FIND_LINKS or pip.conf. On Linux pip takes PyTorch's CUDA build, several GB. For
-the smaller CPU build set PIP_EXTRA_INDEX_URL to the index that PyTorch's installation
-page names for CPU, or install it into your own environment first and use --active.
+pip's settings determine the source of packages: PIP_INDEX_URL, PIP_EXTRA_INDEX_URL,
+PIP_FIND_LINKS or pip.conf. On Linux, pip installs PyTorch's CUDA build of several GB.
+For the smaller CPU build, set PIP_EXTRA_INDEX_URL to the index for CPU on PyTorch's
+installation page, or install PyTorch in your own environment first and use --active.
 HELP
 }
 
@@ -158,9 +158,9 @@ pip() {
 }
 has pip || "$python" -m ensurepip >&2 || fail "$environment has neither pip nor ensurepip: install pip into it."
 
-# Reads what pip reports that it would install. `hold` prints the packages that stay as
-# they are, as constraints: those that are large, or that others are compiled against.
-# `pin` prints what to install, `replaced` and `broken` what that does to the rest.
+# Reads pip's report on what it would install. `hold` prints constraints for packages to
+# keep, which are large or which others are compiled against; `pin` the packages to
+# install; `replaced` and `broken` the effect on installed packages.
 read_report() {
   "$python" -I - "$1" "$work/report.json" <<'PY'
 import json
@@ -178,7 +178,7 @@ def unmet(name, requires, extras, versions):
     for text in requires or ():
         try:
             requirement = Requirement(text)
-        except InvalidRequirement:  # some old packages have such
+        except InvalidRequirement:  # in some old packages
             continue
         marker, required = requirement.marker, canonicalize_name(requirement.name)
         if (
@@ -225,7 +225,7 @@ else:
 PY
 }
 
-# Plans with pip, shows the plan, and then installs exactly that.
+# Lets pip plan, shows the plan, and installs exactly that.
 install_into_active() {
   local replaced broken
   say 'Asking pip what it would install'
@@ -242,10 +242,10 @@ install_into_active() {
   pip install --no-deps -r "$work/pins.txt" -e ".[$extras]"
 }
 
-# Swaps mmcv-lite for full mmcv only when that has been built.
+# Replaces mmcv-lite with full mmcv once that has been built.
 build_full_mmcv() {
   say 'Building full mmcv from source (about twenty minutes on two cores)'
-  # pip's own cache would give a wheel without ops, or one compiled against another torch.
+  # pip's cache may have a wheel without ops, or one compiled against another torch.
   MMCV_WITH_OPS=1 pip wheel --no-cache-dir --no-deps --no-build-isolation --use-pep517 \
     -c requirements/tested.txt -w "$work" mmcv
   pip uninstall -y mmcv-lite
@@ -263,7 +263,6 @@ if [ "$full" ] && ! has mmcv; then
 fi
 "$python" -c 'import cv2' >&2 ||
   fail "OpenCV does not load: on a bare Linux machine it needs libGL and GLib (Debian, Ubuntu: apt install libgl1 libglib2.0-0; Fedora: dnf install mesa-libGL glib2)."
-
 # mmengine imports yapf, whose first import writes a cache: processes of a first run on
 # several GPUs would read half of it.
 "$python" -c 'import yapf' >&2 || fail "yapf does not load, see above."
