@@ -522,7 +522,7 @@ def test_rows_before_the_end_of_a_truncated_tiff_are_kept(suffix):
 def test_a_tiff_that_ends_in_its_first_rows_leaves_nothing():
     write_tiff('image.tif', noise(200, 90, 3), compress=None)
     cut_off('image.tif', 0.1)
-    with pytest.raises(EndOfRows, match='beyond row .* of 200, before the first'):
+    with pytest.raises(EndOfRows, match='beyond row .* of 200, too early'):
         make_predictor().predict_file('image.tif', 'labels.tif')
     assert not list(Path().glob('*labels*'))
 

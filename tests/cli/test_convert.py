@@ -238,7 +238,7 @@ FILES = {
     'sparse': (lambda: edited(**{BIAS: torch.zeros(64).to_sparse()}), 'sparse'),
     'a name that is none': (
         lambda: saved({'model': {('a', 'b'): torch.zeros(1)}}),
-        'an entry has a tuple for a name',
+        'the name of an entry is a tuple',
     ),
     'an endless name': (
         lambda: edited(**{'x' * 100_000: torch.zeros(1)}),

@@ -102,12 +102,12 @@ def test_a_healthy_environment_has_no_problems(find_problems, versions):
         ({'mmcv-lite': None}, 'mmcv-lite is not installed', INSTALL_MMCV),
         (
             {'mmcv-lite': None, 'mmcv': '1.7.1'},
-            'mmcv 1.7.1 does not work',
+            'mmcv 1.7.1 is installed, but mmseg_twins needs',
             f'pip uninstall -y mmcv && {INSTALL_MMCV}',
         ),
         (
             NO_STACK | ONEDL | {'onedl-mmcv': '2.2.0'},
-            'onedl-mmcv 2.2.0 does not work',
+            'onedl-mmcv 2.2.0 is installed, but mmseg_twins needs',
             "pip install 'onedl-mmcv>=2.3.6,<2.4'",
         ),
         (
@@ -227,5 +227,5 @@ def test_importing_the_package_raises_there(broken, arguments):
     )
     assert done.returncode == 1
     # mmcv-lite or onedl-mmcv may be installed where the tests run.
-    says = "mmcv 9.9 does not work|mmcv.* overwrite each other's files"
+    says = "mmcv 9.9 is installed, but|mmcv.* overwrite each other's files"
     assert re.search(f'ImportError: .*({says})', done.stderr)

@@ -59,17 +59,20 @@ def test_versions_that_work_pass(pretend, found):
         ),
         (
             FULL | {'mmcv': '2.2.0'},
-            'mmcv 2.2.0 does not work.*: pip uninstall -y mmcv && pip install .mmcv-li',
+            'mmcv 2.2.0 is installed, but .*: pip uninstall -y mmcv && pip install',
         ),
-        (FULL | {'mmcv': '2.0.1'}, '^mmcv 2.0.1 does not work, as .* needs >=2.1.0'),
+        (FULL | {'mmcv': '2.0.1'}, '^mmcv 2.0.1 is installed, but .* needs >=2.1.0'),
         (
             LITE | {'mmcv-lite': '2.2.0'},
             "^mmcv-lite 2.2.0 .*; run: pip install 'mmcv-l",
         ),
-        (LITE | {'mmsegmentation': '1.1.0'}, '^mmsegmentation 1.1.0 does not work'),
-        (LITE | {'mmsegmentation': '2.0.0'}, '^mmsegmentation 2.0.0 does not work'),
-        (LITE | {'mmengine': '0.9.0'}, '^mmengine 0.9.0 does not work'),
-        (ONEDL | {'onedl-mmengine': '0.11.0'}, '^onedl-mmengine 0.11.0 does not work'),
+        (LITE | {'mmsegmentation': '1.1.0'}, '^mmsegmentation 1.1.0 is installed, but'),
+        (LITE | {'mmsegmentation': '2.0.0'}, '^mmsegmentation 2.0.0 is installed, but'),
+        (LITE | {'mmengine': '0.9.0'}, '^mmengine 0.9.0 is installed, but'),
+        (
+            ONEDL | {'onedl-mmengine': '0.11.0'},
+            '^onedl-mmengine 0.11.0 is installed, but',
+        ),
     ],
 )
 def test_what_cannot_work_is_an_import_error_with_the_command(pretend, found, message):
