@@ -19,13 +19,13 @@ def find_config(name: str) -> Path | None:
 
     Args:
         name: such as ``twins_svt-s_uperhead_8x2_512x512_160k_ade20k.py``, with or
-            without ``.py``; for a config in a subfolder, with that folder in front.
+            without ``.py`` and the subfolder that it is in.
     """
     file = name if name.endswith('.py') else f'{name}.py'
     for folder in FOLDERS:
-        path = folder / file
-        if path.is_file() and folder.resolve() in path.resolve().parents:
-            return path
+        for path in (folder / file, *folder.glob(f'[!_]*/{file}')):
+            if path.is_file() and folder.resolve() in path.resolve().parents:
+                return path
     return None
 
 

@@ -315,7 +315,9 @@ def require_file(given: str, name: str, *, suffix: str) -> Path:
     candidates = sorted(file.name for file in folder.glob(f'*{suffix}'))
     # Names of configs are long, and users often type only a part of them.
     similar = difflib.get_close_matches(path.name, candidates, n=3, cutoff=0.3)
-    suggested = [str(folder / name) for name in similar or candidates[-1:]]
+    if suffix != '.py':  # the last checkpoint is a good guess, the last config is not
+        similar = similar or candidates[-1:]
+    suggested = [str(folder / name) for name in similar]
     hint = f'; did you mean {" or ".join(suggested)}?' if suggested else ''
     raise FileNotFoundError(f'{name}: {given!r} {problem}{hint}')
 

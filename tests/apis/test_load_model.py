@@ -166,5 +166,8 @@ def test_configs_are_found_by_name(tmp_path, monkeypatch):
 
     assert find_config(name).name == f'{name}.py'
     assert find_config(f'{name}.py') == find_config(name)
-    assert find_config('cityscapes/../../setup') is None
+    name = 'twins_svt-s_uperhead_8x1_512x1024_160k_cityscapes'
+    assert find_config(name) == find_config(f'cityscapes/{name}') is not None
+    for hidden in ('cityscapes/../../setup', '../../setup', 'run', ''):
+        assert find_config(hidden) is None
     assert find_config('no_such_config') is None

@@ -226,6 +226,7 @@ LAYER_DECAY = 'mmseg_twins.LayerDecayOptimWrapperConstructor'
         ('', 'train.py smal.py', "config: 'smal.py' does not exist; did you mean sm"),
         ('', 'train.py .', "config: '.' is a folder, not a file"),
         ('', 'train.py data.txt', "config: 'data.txt' does not exist"),
+        ('', 'train.py qqqq', "config: 'qqqq' does not exist\n"),
         ('', 'train.py weights.pth', "config: 'weights.pth' is not a config file"),
         (
             'model = dict(',
@@ -327,7 +328,7 @@ def test_mistakes_get_one_sentence(
     with pytest.raises(SystemExit) as stop:
         COMMANDS[name](arguments)
 
-    error = capsys.readouterr().err.splitlines()[-1]
+    error = capsys.readouterr().err.splitlines(keepends=True)[-1]
     assert stop.value.code == 2
     assert error.startswith(f'{name}: error: ')
     assert said in error
