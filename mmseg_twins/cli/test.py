@@ -1,8 +1,8 @@
-"""Evaluate a segmentor: `python tools/test.py configs/NAME.py CHECKPOINT`.
+"""Evaluate a segmentor: `mmseg-twins test CONFIG CHECKPOINT`.
 
 Accepts the arguments of mmsegmentation's tools/test.py and works without mim. On
 several GPUs, or in several processes on the CPU:
-`torchrun --nproc-per-node 8 tools/test.py configs/NAME.py CHECKPOINT`.
+`torchrun --nproc-per-node 8 -m mmseg_twins test CONFIG CHECKPOINT`.
 """
 
 from __future__ import annotations

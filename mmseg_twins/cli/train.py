@@ -1,8 +1,8 @@
-"""Train a segmentor: `python tools/train.py configs/NAME.py`.
+"""Train a segmentor: `mmseg-twins train CONFIG`.
 
-Takes the arguments of mmsegmentation's tool of the same name and works without mim. On
+Accepts the arguments of mmsegmentation's tools/train.py and works without mim. On
 several GPUs, or in several processes on the CPU:
-`torchrun --nproc-per-node 8 tools/train.py configs/NAME.py`.
+`torchrun --nproc-per-node 8 -m mmseg_twins train CONFIG`.
 """
 
 from __future__ import annotations
