@@ -22,14 +22,14 @@ from ..errors import CheckpointError
 from ..registry import HOOKS
 from .latest import LAST, digest, find_whole_checkpoint
 
-BACKEND = 'mmseg_twins.whole_files'
+BACKEND = 'mmseg_twins.atomic'
 VALIDATED = 'last_validation'
 OUTDATED = 'outdated_ckpts'
 # Names that `replacing` gives to temporary files of checkpoints and of the files above.
 TEMPORARY = re.compile(rf'\.(.+\.pth|{LAST}|{VALIDATED})\.\w{{8}}\.tmp')
 
 
-class WholeFiles(LocalBackend):
+class AtomicBackend(LocalBackend):
     """mmengine's backend of local files, with atomic writes and deferred removals.
 
     Attributes:
@@ -72,7 +72,7 @@ class WholeFiles(LocalBackend):
 
 
 # Importing the module a second time, as test runners do, registers it again.
-register_backend(BACKEND, WholeFiles, force=True)
+register_backend(BACKEND, AtomicBackend, force=True)
 
 
 @HOOKS.register_module()
@@ -161,14 +161,14 @@ class CheckpointHook(MMEngineCheckpointHook):
     def after_val(self, runner: Runner) -> None:
         """Record that a validation has finished."""
         if self._is_training and is_main_process():
-            WholeFiles().put_text(
+            AtomicBackend().put_text(
                 f'{position(runner)}\n', Path(runner.work_dir, VALIDATED)
             )
 
     def _clean_up(self, runner: Runner) -> None:
         if runner.iter == 0:
             Path(runner.work_dir, VALIDATED).unlink(missing_ok=True)
-        if not isinstance(self.file_backend, WholeFiles):
+        if not isinstance(self.file_backend, AtomicBackend):
             return
         for folder in {Path(self.out_dir), Path(runner.work_dir)}:
             for file in folder.glob('.*.tmp'):
@@ -186,7 +186,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Save as mmengine does, but remove outdated checkpoints last."""
-        if not isinstance(self.file_backend, WholeFiles):
+        if not isinstance(self.file_backend, AtomicBackend):
             super()._save_checkpoint_with_step(runner, step, meta)
             return
         hub = runner.message_hub
@@ -222,13 +222,13 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def _note_last(self, runner: Runner, path: str) -> None:
         if is_main_process():
-            WholeFiles().put_text(path, Path(runner.work_dir, LAST))
+            AtomicBackend().put_text(path, Path(runner.work_dir, LAST))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         """Save as mmengine does, but remove the former best checkpoint last."""
         super()._save_best_checkpoint(runner, metrics)
         # Before the first regular checkpoint, nothing else removes it.
-        if isinstance(self.file_backend, WholeFiles) and is_main_process():
+        if isinstance(self.file_backend, AtomicBackend) and is_main_process():
             self.file_backend.remove_outdated()
 
     def _path(self, step: int) -> str:
@@ -248,7 +248,7 @@ def require_same(found: str, work_dir: str) -> None:
         if other != everywhere[0]:
             raise CheckpointError(
                 f'the processes of the run disagree on where to resume: process 0 '
-                f'finds {everywhere[0]}, process {rank} {other}; {work_dir} has to be '
+                f'finds {everywhere[0]}, process {rank} {other}; {work_dir} must be '
                 'the same folder on all machines'
             )
 

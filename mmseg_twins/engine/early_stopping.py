@@ -16,7 +16,7 @@ from mmengine.hooks import EarlyStoppingHook
 from mmengine.runner import Runner
 
 from ..registry import HOOKS
-from .checkpoint_hook import WholeFiles, position
+from .checkpoint_hook import AtomicBackend, position
 
 SCORES = 'validation_scores.json'
 
@@ -74,7 +74,7 @@ class EarlyStopping(EarlyStoppingHook):
         super().after_val_epoch(runner, metrics)
         self._scores[now] = float(metrics[self.monitor])
         if is_main_process():
-            WholeFiles().put_text(
+            AtomicBackend().put_text(
                 json.dumps(self._scores), Path(runner.work_dir, SCORES)
             )
 

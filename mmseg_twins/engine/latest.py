@@ -53,7 +53,7 @@ def find_whole_checkpoint(work_dir: str | Path) -> str | None:
         return None
     raise CheckpointError(
         f'no checkpoint in {work_dir} is intact ({"; ".join(damaged)}); give one with '
-        'load_from=PATH resume=True, or move them away to start anew'
+        'load_from=PATH resume=True, or move them away to start from scratch'
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from mmengine.evaluator import Evaluator
 
 from mmseg_twins.engine import checkpoint_hook
-from mmseg_twins.engine.checkpoint_hook import WholeFiles, require_same
+from mmseg_twins.engine.checkpoint_hook import AtomicBackend, require_same
 from mmseg_twins.engine.latest import digest
 from mmseg_twins.errors import CheckpointError
 
@@ -42,14 +42,14 @@ def validations(folder: Path) -> list[int]:
 
 def kill_at(monkeypatch, name: str) -> None:
     """Ends the run when a file of this name is to be written."""
-    put = WholeFiles.put
+    put = AtomicBackend.put
 
     def checked(self, obj, filepath):
         if Path(filepath).name == name:
             raise Killed
         put(self, obj, filepath)
 
-    monkeypatch.setattr(WholeFiles, 'put', checked)
+    monkeypatch.setattr(AtomicBackend, 'put', checked)
 
 
 def test_old_checkpoints_stay_until_new_ones_are_there(
@@ -67,12 +67,12 @@ def test_old_checkpoints_stay_until_new_ones_are_there(
 def test_a_resumed_run_removes_what_a_killed_one_could_not(
     train, tmp_path: Path, monkeypatch
 ):
-    def kill_when_outdated(self: WholeFiles) -> None:
+    def kill_when_outdated(self: AtomicBackend) -> None:
         if self.outdated:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(WholeFiles, 'remove_outdated', kill_when_outdated)
+        patch.setattr(AtomicBackend, 'remove_outdated', kill_when_outdated)
         train(**ONE)
     assert names(tmp_path / 'run') == ['iter_2.pth', 'iter_4.pth']
     (tmp_path / 'run/.iter_6.pth.abcd_123.tmp').touch()
@@ -128,14 +128,14 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch):
     path.write_bytes(b'old')
     monkeypatch.setattr(Path, 'write_bytes', kill)
     with pytest.raises(Killed):
-        WholeFiles().put(b'new content', path)
+        AtomicBackend().put(b'new content', path)
 
     assert path.read_bytes() == b'old'
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_removal_waits(tmp_path: Path):
-    backend = WholeFiles()
+    backend = AtomicBackend()
     file, folder = tmp_path / 'new/iter_2.pth', tmp_path / 'new/iter_4.pth'
     backend.put_text('text', file)
     folder.mkdir()

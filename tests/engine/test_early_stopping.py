@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from mmseg_twins.engine.checkpoint_hook import WholeFiles
+from mmseg_twins.engine.checkpoint_hook import AtomicBackend
 
 # The validation after iteration 5 is the second in a row without progress.
 SCORES = {1: 10.0, 2: 20.0, 3: 30.0, 4: 29.0, 5: 28.0, 6: 40.0, 7: 50.0, 8: 60.0}
@@ -87,7 +87,7 @@ def test_validations_since_the_checkpoint_count_once(run):
 
 
 def test_a_validation_that_is_repeated_counts_once(run, monkeypatch):
-    put = WholeFiles.put
+    put = AtomicBackend.put
 
     def killed_when_noted(self, obj: bytes, filepath) -> None:
         if Path(filepath).name == 'last_validation' and obj == b'4\n':
@@ -95,7 +95,7 @@ def test_a_validation_that_is_repeated_counts_once(run, monkeypatch):
         put(self, obj, filepath)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(WholeFiles, 'put', killed_when_noted)
+        patch.setattr(AtomicBackend, 'put', killed_when_noted)
         run()
 
     assert run(resume=True) == [4, 5]

@@ -570,4 +570,4 @@ def test_processes_that_resume_from_different_folders_both_say_so(
     for k in range(2):
         error = (folders[k] / f'out_{k}.txt').read_text().splitlines()[-1]
         assert 'process 0 finds' in error
-        assert error.endswith('has to be the same folder on all machines')
+        assert error.endswith('must be the same folder on all machines')
