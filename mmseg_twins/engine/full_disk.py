@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -64,26 +65,16 @@ def raise_if_full(logger: logging.Logger) -> None:
     """Let a logger raise ``WritingError`` if the disk is full."""
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
-            handler.handleError = FailedLine(handler)  # type: ignore[method-assign]
+            handler.handleError = partial(handle_error, handler)  # type: ignore[method-assign]
 
 
-class FailedLine:
-    """Handles the error of a line that could not be written.
-
-    Args:
-        handler: the log file's.
-    """
-
-    def __init__(self, handler: logging.FileHandler) -> None:
-        self.handler = handler
-
-    def __call__(self, record: logging.LogRecord) -> None:
-        """Raise the error, and disable the handler."""
-        with naming(self.handler.baseFilename, 'the lines before are kept'):
-            if isinstance(error := sys.exc_info()[1], OSError):
-                self.handler.setLevel(logging.CRITICAL + 1)
-                raise error
-        logging.Handler.handleError(self.handler, record)
+def handle_error(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Raise the error of a line that could not be written, and disable the handler."""
+    with naming(handler.baseFilename, 'the lines before are kept'):
+        if isinstance(error := sys.exc_info()[1], OSError):
+            handler.setLevel(logging.CRITICAL + 1)
+            raise error
+    logging.Handler.handleError(handler, record)
 
 
 @contextmanager
