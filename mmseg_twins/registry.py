@@ -7,20 +7,15 @@ automatically.
 
 from __future__ import annotations
 
-from mmengine.registry import DATASETS as MMENGINE_DATASETS
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import METRICS as MMENGINE_METRICS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
-from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
-from mmengine.registry import VISBACKENDS as MMENGINE_VISBACKENDS
+from mmengine import registry
 from mmengine.registry import Registry
 
 SCOPE = 'mmseg_twins'
+ENGINE, EVALUATION = 'mmseg_twins.engine', 'mmseg_twins.evaluation'
 
 MODELS = Registry(
     'model',
-    parent=MMENGINE_MODELS,
+    parent=registry.MODELS,
     scope=SCOPE,
     locations=[
         'mmseg_twins.models.backbones',
@@ -29,34 +24,22 @@ MODELS = Registry(
         'mmseg_twins.models.segmentors',
     ],
 )
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope=SCOPE)
+DATASETS = Registry('dataset', parent=registry.DATASETS, scope=SCOPE)
 OPTIM_WRAPPERS = Registry(
-    'optim_wrapper',
-    parent=MMENGINE_OPTIM_WRAPPERS,
-    scope=SCOPE,
-    locations=['mmseg_twins.engine'],
+    'optim_wrapper', parent=registry.OPTIM_WRAPPERS, scope=SCOPE, locations=[ENGINE]
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
-    parent=MMENGINE_CONSTRUCTORS,
+    parent=registry.OPTIM_WRAPPER_CONSTRUCTORS,
     scope=SCOPE,
-    locations=['mmseg_twins.engine'],
+    locations=[ENGINE],
 )
 METRICS = Registry(
-    'metric',
-    parent=MMENGINE_METRICS,
-    scope=SCOPE,
-    locations=['mmseg_twins.evaluation'],
+    'metric', parent=registry.METRICS, scope=SCOPE, locations=[EVALUATION]
 )
 HOOKS = Registry(
-    'hook',
-    parent=MMENGINE_HOOKS,
-    scope=SCOPE,
-    locations=['mmseg_twins.engine', 'mmseg_twins.evaluation'],
+    'hook', parent=registry.HOOKS, scope=SCOPE, locations=[ENGINE, EVALUATION]
 )
 VISBACKENDS = Registry(
-    'vis_backend',
-    parent=MMENGINE_VISBACKENDS,
-    scope=SCOPE,
-    locations=['mmseg_twins.engine'],
+    'vis_backend', parent=registry.VISBACKENDS, scope=SCOPE, locations=[ENGINE]
 )
