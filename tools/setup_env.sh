@@ -263,6 +263,7 @@ if [ "$full" ] && ! has mmcv; then
 fi
 "$python" -c 'import cv2' >&2 ||
   fail "OpenCV does not load: on a bare Linux machine it needs libGL and GLib (Debian, Ubuntu: apt install libgl1 libglib2.0-0; Fedora: dnf install mesa-libGL glib2)."
+
 # mmengine imports yapf, whose first import writes a cache: processes of a first run on
 # several GPUs would read half of it.
 "$python" -c 'import yapf' >&2 || fail "yapf does not load, see above."

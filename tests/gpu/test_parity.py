@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benchmarking.cases import ARCHS, VARIANTS
 from benchmarking.measurement import compare
 from benchmarking.models import BUILTIN, PACKAGE
 
@@ -17,6 +16,7 @@ from builders import (
 )
 from gpu.precision import PRECISIONS, difference, outputs_of
 from mmseg_twins import ops
+from mmseg_twins.checkpoints.models import ARCHS, VARIANTS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings('ignore')]
 SMALL = ('pcpvt-s', 'svt-s')
@@ -26,8 +26,8 @@ SMALL = ('pcpvt-s', 'svt-s')
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_features_are_the_official_codes(device, variant, name):
     precision = PRECISIONS[name]
-    family = FAMILIES[variant.partition('-')[0].upper()]
-    backbone = family(arch=ARCHS[variant]).double().eval()
+    family, size = variant.split('-')
+    backbone = FAMILIES[family.upper()](arch=ARCHS[size]).double().eval()
     backbone.load_state_dict(deterministic_state(backbone.state_dict()))
     backbone.to(device, precision.dtype)
     image = deterministic_image(256, 320).to(device, precision.dtype)

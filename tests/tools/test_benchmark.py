@@ -16,7 +16,6 @@ import torch
 from benchmarking import measurement as measuring
 from benchmarking.cases import (
     CHECK_SIZE,
-    VARIANTS,
     Case,
     Settings,
     builtin_mask_is_right,
@@ -39,6 +38,7 @@ from benchmarking.session import Job
 from mmseg.models.backbones import twins as builtin
 
 from builders import TINY, tiny
+from mmseg_twins.checkpoints.models import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 CASE = Case('svt-s', 'none', 'inference', 'fp32', 1, 64, 64)
@@ -516,13 +516,13 @@ def test_what_was_measured_before_an_error_is_kept(
         (['--sizes', '16'], 'too small; both sides need at least 32 px'),
         (['--sizes', '5a'], "'5a' is not a size; write HEIGHTxWIDTH"),
         (['--runs', '0'], "'0' is not a positive integer"),
-        (['--dtypes', 'fp16'], 'fp16 is for a GPU; on the CPU use bf16'),
+        (['--dtypes', 'fp16'], 'fp16 needs a GPU; on the CPU, use bf16'),
         (['--json', 'a.txt'], 'a.txt does not end in .json'),
-        (['--plot', 'a.bmp'], 'a.bmp ends in none of .png'),
-        (['--json', 'nowhere/a.json'], 'there is no folder nowhere; make it first'),
+        (['--plot', 'a.bmp'], 'a.bmp does not end in .png'),
+        (['--json', 'nowhere/a.json'], 'there is no folder nowhere; create it first'),
         (['--heads', 'none', '--modes', 'logits'], 'nothing is left to measure'),
         (['--implementations', 'timm'], 'timm is not installed'),
-        (['--max-memory', '0'], '--max-memory 0: give more than 0'),
+        (['--max-memory', '0'], '--max-memory 0: give a positive number'),
     ],
 )
 def test_mistakes_are_one_sentence_and_status_2(arguments, message, capsys, measured):
@@ -538,7 +538,7 @@ def test_mistakes_are_one_sentence_and_status_2(arguments, message, capsys, meas
 def test_a_gpu_that_is_not_there_is_one_sentence(capsys):
     with pytest.raises(SystemExit):
         command.main(['--device', 'cuda'])
-    assert 'PyTorch finds no GPU here' in capsys.readouterr().err
+    assert 'PyTorch finds no GPU' in capsys.readouterr().err
 
 
 def test_former_options_still_work(measured, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarking import models
-from benchmarking.cases import HEADS, VARIANTS, Case
+from benchmarking.cases import HEADS, Case
 from benchmarking.machine import process_memory
 from benchmarking.measurement import BenchmarkError, compare
 from benchmarking.models import BUILTIN, PACKAGE
@@ -22,6 +22,7 @@ from benchmarking.session import (
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mmseg_twins.checkpoints.models import VARIANTS
 from mmseg_twins.models.backbones.attention import GSA, LSA
 from sessions import small_config, start_session
 

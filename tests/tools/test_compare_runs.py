@@ -95,7 +95,7 @@ def test_trainings_are_compared_in_a_table_and_a_picture(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('run', 'said'),
     [
-        ('nothing', 'is no NAME=WORK_DIR'),
+        ('nothing', 'is not of the form NAME=WORK_DIR'),
         ('x=nowhere', 'is not the work dir of a training'),
     ],
 )

@@ -60,10 +60,10 @@ def test_a_section_leaves_a_whole_report_and_the_log_has_the_errors(report):
 @pytest.mark.parametrize(
     ('arguments', 'sentence'),
     [
-        (['report.txt'], 'ends in .md'),
-        (['old.md'], 'old.md exists; --force replaces it'),
-        (['new.md', '--minutes', '0'], 'give more than 0'),
-        (['new.md', '--wheels', 'none'], 'no *.whl is there'),
+        (['report.txt'], 'report.txt does not end in .md'),
+        (['old.md'], 'old.md exists already; --force replaces it'),
+        (['new.md', '--minutes', '0'], 'give a positive number'),
+        (['new.md', '--wheels', 'none'], 'the folder has no *.whl'),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(

@@ -1,4 +1,4 @@
-"""Compare with mmsegmentation's built-in Twins: ``benchmark.py --help``."""
+"""Benchmark against mmsegmentation's built-in Twins: ``benchmark.py --help``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from benchmarking.cases import DTYPES, HEADS, MODES, VARIANTS, Case, Settings, expand
+from benchmarking.cases import DTYPES, HEADS, MODES, Case, Settings, expand
 from benchmarking.machine import (
     available_memory,
     describe_machine,
@@ -32,13 +32,14 @@ from benchmarking.report import as_json, format_report, plot
 from rich.console import Console
 from rich.progress import Progress
 
+from mmseg_twins.checkpoints.models import VARIANTS
 from mmseg_twins.checkpoints.writing import check_writable, replacing
 from mmseg_twins.cli import common as cli
 from mmseg_twins.errors import SettingError
 from mmseg_twins.interrupts import run as run_program
 
 DESCRIPTION = """\
-Measure the package against mmsegmentation's built-in Twins on this machine.
+Benchmark the package against mmsegmentation's built-in Twins on this machine.
 
 Both run the same weights, each in a process of its own, in turns. Their outputs are
 compared first: if they disagree, nothing is timed and the exit status is 1. The
@@ -52,8 +53,8 @@ examples:
   python tools/analysis_tools/benchmark.py --variants svt-s --heads uperhead \\
       --implementations package --modes inference slide --sizes 512 1024x2048
 """
-PICTURES = ('.png', '.svg', '.pdf')
-# The share of the free memory that runs may take.
+PLOT_SUFFIXES = ('.png', '.svg', '.pdf')
+# The share of the available memory that runs may take.
 SHARE = 0.9
 
 
@@ -65,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = parser.add_argument_group('what is measured (every combination)')
+    what = parser.add_argument_group('cases (every combination is measured)')
     add_choices(what, '--variants', [*VARIANTS, 'all'], ['pcpvt-s', 'svt-s'])
     add_choices(what, '--heads', HEADS, ['none', 'uperhead'])
     add_choices(what, '--modes', MODES, ['inference'])
@@ -82,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     what.add_argument(
         '--batch-sizes',
         nargs='+',
-        type=positive,
+        type=cli.positive,
         metavar='N',
         help='numbers of images (default: 1, and 2 in training)',
     )
@@ -91,8 +92,8 @@ def make_parser() -> argparse.ArgumentParser:
         nargs='+',
         choices=IMPLEMENTATIONS,
         metavar='NAME',
-        help=f"{', '.join(IMPLEMENTATIONS)} (default: all; timm's backbone is measured "
-        'where timm is installed)',
+        help=f"{', '.join(IMPLEMENTATIONS)} (default: all; timm's backbone only if "
+        'timm is installed)',
     )
     what.add_argument('--no-timm', action='store_true', help=argparse.SUPPRESS)
     what.add_argument(
@@ -100,25 +101,27 @@ def make_parser() -> argparse.ArgumentParser:
         action='store_true',
         help='measure each implementation with torch.compile, too',
     )
-    how = parser.add_argument_group('how')
+    how = parser.add_argument_group('measurement')
     how.add_argument(
         '--device',
         choices=['auto', 'cpu', 'cuda'],
         default='auto',
-        help='where (default: auto, the GPU if there is one)',
+        help='device to run on (default: auto, the GPU if there is one)',
     )
     for name, default, text in (
         ('--runs', 10, 'timed runs of each implementation (default: 10)'),
-        ('--warmup', 2, 'runs before those (default: 2)'),
+        ('--warmup', 2, 'runs before the timed ones (default: 2)'),
         ('--threads', None, "CPU threads (default: PyTorch's choice)"),
     ):
-        how.add_argument(name, type=positive, default=default, metavar='N', help=text)
+        how.add_argument(
+            name, type=cli.positive, default=default, metavar='N', help=text
+        )
     how.add_argument(
         '--max-memory',
         type=float,
         metavar='GB',
-        help='on the CPU: runs that take more, above the process with the model, are '
-        'reported as out of memory (default: 90 %% of what is free)',
+        help='memory that runs may take on the CPU, besides that of the process with '
+        'the model, before they are out of memory (default: 90 %% of what is free)',
     )
     how.add_argument(
         '--inference-mode',
@@ -130,7 +133,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar='N',
-        help='of weights, images and labels (default: 0)',
+        help='seed of weights, images and labels (default: 0)',
     )
     output = parser.add_argument_group('output')
     output.add_argument(
@@ -140,13 +143,13 @@ def make_parser() -> argparse.ArgumentParser:
         '--json',
         type=Path,
         metavar='FILE.json',
-        help='write everything that was measured, including every run',
+        help='write all results, including the time of every run',
     )
     output.add_argument(
         '--plot',
         type=Path,
         metavar='FILE',
-        help=f'draw time and memory; FILE ends in {", ".join(PICTURES)}',
+        help=f'plot time and memory; FILE ends in {", ".join(PLOT_SUFFIXES)}',
     )
     output.add_argument(
         '--force', action='store_true', help='replace output files that exist'
@@ -160,7 +163,7 @@ def add_choices(
     choices: Sequence[str] | dict[str, str],
     default: list[str],
 ) -> None:
-    """Add an option that takes one or more of a few names."""
+    """Add an option that takes one or more of the choices."""
     described = '; '.join(
         f'{choice}: {choices[choice]}' if isinstance(choices, dict) else choice
         for choice in choices
@@ -173,13 +176,6 @@ def add_choices(
         metavar='NAME',
         help=f'{described} (default: {" ".join(default)})',
     )
-
-
-def positive(value: str) -> int:
-    """Parse a positive integer."""
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f'{value!r} is not a positive integer')
-    return int(value)
 
 
 def image_size(value: str) -> tuple[int, int]:
@@ -196,15 +192,15 @@ def choose_device(args: argparse.Namespace) -> torch.device:
     """Return the device to measure on.
 
     Raises:
-        SettingError: It is not there, or lacks what is asked for.
+        SettingError: there is no such device, or it does not support an option.
     """
     has_gpu = torch.cuda.is_available()
     if args.device == 'cuda' and not has_gpu:
-        raise SettingError('--device cuda: PyTorch finds no GPU here')
+        raise SettingError('--device cuda: PyTorch finds no GPU')
     if has_gpu and args.device != 'cpu':
         return torch.device('cuda')
     if 'fp16' in args.dtypes:
-        raise SettingError('--dtypes fp16 is for a GPU; on the CPU use bf16')
+        raise SettingError('--dtypes fp16 needs a GPU; on the CPU, use bf16')
     compilers = (os.environ.get('CXX'), 'c++', 'g++', 'clang++', 'cl')
     if args.compile and not any(name and shutil.which(name) for name in compilers):
         raise SettingError('--compile: there is no C++ compiler on the PATH')
@@ -215,7 +211,7 @@ def choose_implementations(args: argparse.Namespace) -> tuple[str, ...]:
     """Return the implementations to measure, the package first.
 
     Raises:
-        SettingError: timm is asked for and not installed.
+        SettingError: timm is requested but not installed.
     """
     chosen = args.implementations
     if chosen is None:
@@ -233,11 +229,11 @@ def choose_implementations(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def prepare(args: argparse.Namespace) -> tuple[list[Case], Settings]:
-    """Check everything that can be wrong before anything is measured.
+    """Check all options, and return the cases and settings.
 
     Raises:
-        SettingError: An option does not fit.
-        OSError: A file cannot be written.
+        SettingError: an option has a value that is not allowed.
+        OSError: a file cannot be written.
     """
     cases, left_out = expand(
         variants=VARIANTS if 'all' in args.variants else args.variants,
@@ -250,7 +246,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[Case], Settings]:
     for reason in left_out:
         print(f'left out: {reason}', file=sys.stderr)
     if args.max_memory is not None and not args.max_memory > 0:
-        raise SettingError(f'--max-memory {args.max_memory:g}: give more than 0')
+        raise SettingError(f'--max-memory {args.max_memory:g}: give a positive number')
     device = choose_device(args).type
     limit = int(1e9 * (args.max_memory or 0) or SHARE * (available_memory() or 0))
     settings = Settings(
@@ -264,7 +260,7 @@ def prepare(args: argparse.Namespace) -> tuple[list[Case], Settings]:
         compile=args.compile,
         max_memory=limit if limit and device == 'cpu' else None,
     )
-    for path, suffixes in ((args.json, ['.json']), (args.plot, PICTURES)):
+    for path, suffixes in ((args.json, ['.json']), (args.plot, PLOT_SUFFIXES)):
         if path is not None:
             check_writable(path, force=args.force, suffixes=suffixes)
     return cases, settings
@@ -273,14 +269,14 @@ def prepare(args: argparse.Namespace) -> tuple[list[Case], Settings]:
 def run(
     args: argparse.Namespace, cases: Sequence[Case], settings: Settings, command: str
 ) -> None:
-    """Measure, and write what was measured even if it ends early."""
+    """Measure the cases, and write the results so far even if it ends early."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
     load = os.getloadavg()[0] if hasattr(os, 'getloadavg') else 0
     if load > 0.5 * usable_cores():
         print(
             f'other programs are running (load {load:.1f} on {usable_cores()} cores): '
-            'times will be longer and scattered',
+            'times will be longer and vary more',
             file=sys.stderr,
         )
     device = torch.device(settings.device)
@@ -328,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         something cannot be measured, 130 after Ctrl-C.
 
     Raises:
-        SystemExit: With status 2 for invalid arguments.
+        SystemExit: with status 2 for invalid arguments.
     """
     parser = make_parser()
     args = parser.parse_args(argv)
@@ -336,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(['python', 'tools/analysis_tools/benchmark.py', *arguments])
     with cli.one_sentence_errors(parser):
         cases, settings = prepare(args)
-    # Ends the processes of a measurement, too.
+    # This also ends the processes of a measurement.
     earlier = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         with warnings.catch_warnings():

@@ -1,8 +1,8 @@
-"""Compare the operations of ``mmseg_twins.ops`` with the plain way to compute them.
+"""Compare the operations of ``mmseg_twins.ops`` with plain implementations.
 
-Each is run forward and backward, at the sizes of UPerNet with SVT-S and images of
-512x512 px, in turns. A version that loses on a device should not be chosen there. The
-Markdown table goes to stdout.
+Versions run forward and backward in turns, at the sizes of UPerNet with SVT-S and
+images of 512x512 px. A version that is slower on a device should not be chosen there.
+The Markdown table goes to stdout.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import torch
 from benchmarking.machine import DTYPES, describe_machine, measure_gemm_peak
 from benchmarking.measurement import relative_difference
 from benchmarking.report import machine_facts
-from benchmarking.session import release_unused, steps_of_turn, to_arrays
+from benchmarking.session import release_unused, steps_of_turn, synchronize, to_arrays
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmseg_twins import ops
+from mmseg_twins.cli import common as cli
 from mmseg_twins.interrupts import run as run_program
 
 loss_module, window_module = (
@@ -39,7 +40,7 @@ WINDOW = 7
 
 
 def pyramid(*tensors: Tensor) -> Tensor:
-    """Convolve maps of a pyramid by the package's operation; the weight comes last."""
+    """Convolve maps of a pyramid with the package's operation; the weight is last."""
     *maps, weight = tensors
     return ops.pyramid_conv3x3(maps, weight, None, False)
 
@@ -53,7 +54,7 @@ def plain_pyramid(*tensors: Tensor) -> Tensor:
 
 
 def channels_last(version: Version) -> Version:
-    """Run a version with maps whose channels lie together in memory."""
+    """Run a version with maps in channels_last memory format."""
 
     def run(*tensors: Tensor) -> Tensor:
         return version(*(x.to(memory_format=torch.channels_last) for x in tensors))
@@ -72,7 +73,7 @@ def plain_loss_of(labels: Tensor) -> Version:
 
 
 def windows_of(heads: int) -> Version:
-    """Return attention in windows of their true extents, as eager code runs it."""
+    """Return attention in windows without padding, as in eager mode."""
 
     def run(x: Tensor, weight: Tensor) -> Tensor:
         tokens, windows = ops.to_windows(ops.in_autocast_type(x), WINDOW)
@@ -83,7 +84,7 @@ def windows_of(heads: int) -> Version:
 
 
 def filled_windows_of(heads: int) -> Version:
-    """Return attention in whole windows with a mask, as programs of open sizes run."""
+    """Return attention in padded windows with a mask, as with dynamic sizes."""
 
     def run(x: Tensor, weight: Tensor) -> Tensor:
         windows = ops.Windows(WINDOW, *x.shape[1:3], is_filled=True)
@@ -95,12 +96,10 @@ def filled_windows_of(heads: int) -> Version:
 
 
 def operations(batch: int, shrink: int, device: torch.device) -> Iterator[Operation]:
-    """Yield operations: title, inputs, and versions of which the first is chosen.
+    """Yield operations: title, inputs, and versions, the package's choice first.
 
     Args:
-        batch: images.
-        shrink: divides the numbers of channels and classes.
-        device: where the inputs are.
+        shrink: divisor of the numbers of channels and classes.
     """
 
     def random(*shape: int) -> Tensor:
@@ -139,16 +138,16 @@ def operations(batch: int, shrink: int, device: torch.device) -> Iterator[Operat
 
 
 class Row(NamedTuple):
-    """What was measured of a version; no seconds where memory did not suffice."""
+    """The measurement of a version."""
 
     name: str
-    seconds: float | None = None
-    memory: int | None = None  # bytes above those of the inputs, on a GPU
+    seconds: float | None = None  # None if it ran out of memory
+    memory: int | None = None  # bytes in addition to the inputs, on a GPU
     difference: float = 0.0  # from the first version, relative (RMS)
 
 
 def step_of(version: Version, inputs: Sequence[Tensor], dtype: str) -> Step:
-    """Return a forward and backward pass, which returns the result and gradients."""
+    """Return a function that runs a version forward and backward."""
     device = inputs[0].device.type
     enabled = dtype != 'fp32'
 
@@ -161,7 +160,7 @@ def step_of(version: Version, inputs: Sequence[Tensor], dtype: str) -> Step:
 
 
 def seconds_of(step: Step, count: int, device: torch.device) -> float:
-    """Return the seconds that a step takes among several."""
+    """Return the average seconds of several steps."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(count):
@@ -170,14 +169,8 @@ def seconds_of(step: Step, count: int, device: torch.device) -> float:
     return (time.perf_counter() - start) / count
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-
-
 def peak_of(step: Step, device: torch.device) -> int | None:
-    """Return the bytes that a step takes on a GPU."""
+    """Return the peak of memory of a step on a GPU, in bytes."""
     if device.type != 'cuda':
         return None
     release_unused(device)
@@ -217,7 +210,7 @@ def compare(operation: Operation, dtype: str, rounds: int) -> list[Row]:
 
 
 def lines_of(title: str, rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the lines of a table; factors are those of the first version's time."""
+    """Yield the lines of a table; times are relative to the first version's."""
     for row in rows:
         first, title = title, ''
         if row.seconds is None:
@@ -234,20 +227,23 @@ def lines_of(title: str, rows: Sequence[Row]) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--device', choices=['cpu', 'cuda'], help='default: a GPU')
-    parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=['fp32', 'bf16'])
-    parser.add_argument('--batch', type=int, default=4, metavar='N', help='images')
-    parser.add_argument('--rounds', type=int, default=7, metavar='N', help='turns')
     parser.add_argument(
-        '--shrink', type=int, default=1, metavar='N', help='divides channels'
+        '--device', choices=['cpu', 'cuda'], help='default: the GPU if there is one'
     )
+    parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=['fp32', 'bf16'])
+    for name, default, text in (
+        ('--batch', 4, 'number of images'),
+        ('--rounds', 7, 'turns of each version'),
+        ('--shrink', 1, 'divisor of the numbers of channels and classes'),
+    ):
+        parser.add_argument(
+            name, type=cli.positive, default=default, metavar='N', help=text
+        )
     args = parser.parse_args(argv)
     has_gpu = torch.cuda.is_available()
     if args.device == 'cuda' and not has_gpu:
-        parser.error('--device cuda: PyTorch finds no GPU here')
-    for name in ('batch', 'rounds', 'shrink'):
-        if getattr(args, name) < 1:
-            parser.error(f'--{name} {getattr(args, name)}: give 1 or more')
+        parser.error('--device cuda: PyTorch finds no GPU')
+
     device = torch.device(args.device or ('cuda' if has_gpu else 'cpu'))
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)

@@ -1,8 +1,7 @@
 """Compare trainings: loss and mean IoU over iterations and over minutes.
 
-Reads the logs in their work dirs; a training that was resumed has several, which are
-joined. Minutes are those of training iterations, without evaluations, added up from the
-times in the log.
+Reads the logs in their work dirs; those of a resumed training are joined. Minutes are
+the times of training iterations in the log added up, without evaluations.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from mmseg_twins.checkpoints.writing import check_writable, replacing
 from mmseg_twins.cli import common as cli
 from mmseg_twins.interrupts import run as run_program
 
-# Told apart by readers who do not see red or green, too.
+# Distinguishable for readers with color blindness, too.
 COLORS = ('#0072b2', '#e69f00', '#56b4e9', '#cc79a7')
 INK, FAINT = '#2b2b33', '#e4e4ea'
 NOTE = dict(textcoords='offset points', fontsize=10)
@@ -33,13 +32,13 @@ NOTE = dict(textcoords='offset points', fontsize=10)
 
 @dataclass
 class Run:
-    """What the logs of one training say, by iteration.
+    """The logs of one training; all but the memory are by iteration.
 
     Attributes:
-        miou: Mean IoU of the evaluations, in percent.
-        loss: Training loss.
-        minutes: From the first iteration, at each entry of ``loss``.
-        memory: The peak on the GPU, in MB; None where the log has none.
+        miou: mean IoU of the evaluations, in percent.
+        loss: training loss.
+        minutes: minutes from the first iteration, at each entry of ``loss``.
+        memory: peak of memory on the GPU, in MB; None if it is not in the log.
     """
 
     miou: dict[int, float]
@@ -48,7 +47,7 @@ class Run:
     memory: int | None
 
     def minutes_at(self, steps: Sequence[int]) -> np.ndarray:
-        """Return the minutes of training that iterations took."""
+        """Return the minutes of training up to iterations."""
         return np.interp(steps, [0, *self.minutes], [0, *self.minutes.values()])
 
 
@@ -56,8 +55,8 @@ def read_run(folder: Path) -> Run:
     """Read a training's logs in its work dir.
 
     Raises:
-        FileNotFoundError: There is no log.
-        ValueError: There is no evaluation in them.
+        FileNotFoundError: there is no log.
+        ValueError: the logs have no evaluation.
     """
     logs = sorted(folder.glob('*/vis_data/scalars.json'))
     if not logs:
@@ -71,7 +70,7 @@ def read_run(folder: Path) -> Run:
     memory: list[int] = []
     for log in logs:
         lines = list(map(json.loads, log.read_text().splitlines()))
-        # What a resumed training repeats counts once, as it was repeated.
+        # Iterations that a resumed training repeats replace the earlier ones.
         first = min((line['step'] for line in lines if 'loss' in line), default=0)
         for values in (miou, loss, seconds) if first else ():
             for step in [step for step in values if step >= first]:
@@ -93,24 +92,26 @@ def read_run(folder: Path) -> Run:
 
 
 def read_runs(given: Sequence[str]) -> dict[str, list[Run]]:
-    """Read the trainings that ``NAME=WORK_DIR`` arguments name.
+    """Read the trainings given as ``NAME=WORK_DIR``.
 
     Raises:
-        FileNotFoundError: A folder is not a work dir.
-        ValueError: An argument is no such pair, or trainings of one name were
+        FileNotFoundError: a folder is not a work dir.
+        ValueError: an argument is not of this form, or trainings of one name were
             evaluated at different iterations.
     """
     runs: dict[str, list[Run]] = {}
     for pair in given:
         name, _, folder = pair.partition('=')
         if not (name and folder):
-            raise ValueError(f'{pair!r} is no NAME=WORK_DIR, such as tuned=work_dirs/x')
+            raise ValueError(
+                f'{pair!r} is not of the form NAME=WORK_DIR, such as tuned=work_dirs/x'
+            )
         group = runs.setdefault(name, [])
         group.append(read_run(Path(folder)))
         if group[0].miou.keys() != group[-1].miou.keys():
             raise ValueError(
                 f'{name}: the trainings were evaluated at different iterations, so '
-                'they have no mean'
+                'they cannot be averaged; give them different names'
             )
     if len(runs) > len(COLORS):
         raise ValueError(f'{len(runs)} names; give at most {len(COLORS)}')
@@ -118,22 +119,21 @@ def read_runs(given: Sequence[str]) -> dict[str, list[Run]]:
 
 
 def iterations_to_reach(run: Mapping[int, float], miou: float) -> int | None:
-    """Return the iteration of the first evaluation with a mean IoU, if there is one."""
+    """Return the iteration of the first evaluation that reaches a mean IoU, if any."""
     return next((step for step, value in run.items() if value >= miou), None)
 
 
 def draw(
     path: Path, runs: Mapping[str, Sequence[Run]], *, title: str, reach: float | None
 ) -> None:
-    """Draw mean IoU and loss over iterations and, where logged, over minutes.
+    """Draw mean IoU and loss over iterations and, if logged, over minutes.
 
     Several trainings of one name are thin lines, and their mean is a thick one.
 
     Args:
         path: PNG file to write.
-        runs: Trainings by name.
-        title: Stands above.
-        reach: A mean IoU in percent to mark, and where it was reached first.
+        runs: trainings by name.
+        reach: a mean IoU in percent to mark, with the iteration that first reached it.
     """
     has_losses = all(run.loss for group in runs.values() for run in group)
     rows = columns = 2 if has_losses else 1
@@ -199,7 +199,7 @@ def draw_miou(
 def draw_loss(
     axes: Axes, group: Sequence[Run], color: str, *, by_minutes: bool = False
 ) -> None:
-    """Draw the loss of the trainings of one name, each smoothed a little."""
+    """Draw the slightly smoothed losses of the trainings of one name."""
     for run in group:
         steps, values = list(run.loss), np.array(list(run.loss.values()))
         width = max(1, len(values) // 25)
@@ -215,7 +215,7 @@ def draw_loss(
 
 
 def table(runs: Mapping[str, Sequence[Run]], reach: float | None) -> str:
-    """Return what each training reached, and when, a line each."""
+    """Return a line for each training: its last mean IoU, minutes and memory."""
     width = max(map(len, runs))
     lines = []
     for name, group in runs.items():
@@ -244,18 +244,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         'runs',
         nargs='+',
         metavar='NAME=WORK_DIR',
-        help='a training; several of one name, such as of several seeds, are averaged',
+        help='a training; several of one name, such as with several seeds, are '
+        'averaged',
     )
     parser.add_argument(
-        '--out', type=Path, metavar='FILE.png', help='draw the curves into this file'
+        '--out', type=Path, metavar='FILE.png', help='draw the curves to this file'
     )
     parser.add_argument(
         '--reach',
         type=float,
         metavar='PERCENT',
-        help='a mean IoU; reports which evaluation reached it first',
+        help='report the first evaluation that reached this mean IoU',
     )
-    parser.add_argument('--title', default='Trainings compared')
+    parser.add_argument(
+        '--title', default='Trainings compared', help='title of the figure'
+    )
     parser.add_argument(
         '--force', action='store_true', help='replace the file of --out if it exists'
     )

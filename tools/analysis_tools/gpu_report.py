@@ -1,9 +1,9 @@
 """Test and measure the package on a GPU, and write one report in Markdown.
 
-Three parts share the time: the tests that are marked gpu, the operations beside the
-plain way to compute them, and the benchmark beside the built-in, most telling cases
-first. A part whose time is up ends with what it has. Needs no internet and nothing
-installed but PyTorch and pytest where --wheels has the rest.
+Three parts share the time: the tests marked gpu, the comparison of operations with
+plain implementations, and the benchmark against the built-in, most informative cases
+first. A part whose time is up reports its results so far. Needs no internet and, with
+all other packages in --wheels, nothing installed but PyTorch and pytest.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / 'tools/analysis_tools'
-PARTS = {'tests': 0.4, 'ops': 0.15, 'benchmark': 1.0}  # share of the time that is left
-GRACE = 20  # seconds to end in when the time is up
+PARTS = {'tests': 0.4, 'ops': 0.15, 'benchmark': 1.0}  # share of the remaining time
+GRACE = 20  # seconds for a part to end when its time is up
 OUTCOMES = ('passed', 'failed', 'error', 'skipped', 'xfail', 'xpass')
-# What the benchmark measures, in the order of what it tells: arguments, and the numbers
-# of images.
+# The benchmarks, most informative ones first: arguments and number of images.
 BENCHMARKS = (
     ('--heads uperhead --modes train inference', 4),
     ('--heads none --modes train inference', 4),
@@ -39,7 +38,7 @@ BENCHMARKS = (
 
 
 class Report:
-    """A Markdown file that is whole after each part, and a log beside it."""
+    """A Markdown file that is complete after each part, and a log beside it."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.log = path, path.with_suffix('.log')
@@ -54,9 +53,9 @@ class Report:
         temporary.replace(self.path)
 
     def run(self, command: Sequence[str], seconds: float, env: dict) -> tuple[str, str]:
-        """Run a command until its time is up; return what it printed, and how it ended.
+        """Run a command until its time is up; return its output and how it ended.
 
-        Its errors go to the log only.
+        Its stderr goes to the log only.
         """
         print(f'[{seconds:.0f} s] {shlex.join(command)}', file=sys.stderr, flush=True)
         started = time.monotonic()
@@ -72,10 +71,10 @@ class Report:
                 end = f'ended with status {process.returncode}'
             except subprocess.TimeoutExpired:
                 end = 'was stopped when its time was up'
-                process.send_signal(signal.SIGINT)  # it prints what it has
+                process.send_signal(signal.SIGINT)  # it prints its results so far
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(GRACE)
-            finally:  # and what it started
+            finally:  # end its child processes, too
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -87,19 +86,19 @@ class Report:
 
 
 def allow_interrupts() -> None:
-    """Let a process end by Ctrl-C even if this one was started in the background."""
+    """Make Ctrl-C end a process even if this one was started in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def install(wheels: Path, folder: str, env: dict) -> None:
-    """Install wheels into a folder that Python looks into first.
+    """Install wheels to a folder that comes first in Python's path.
 
     Raises:
-        SystemExit: There are none, or pip fails.
+        SystemExit: there are no wheels, or pip fails.
     """
     files = sorted(map(str, wheels.glob('*.whl')))
     if not files:
-        sys.exit(f'gpu_report.py: error: --wheels {wheels}: no *.whl is there')
+        sys.exit(f'gpu_report.py: error: --wheels {wheels}: the folder has no *.whl')
     pip = [sys.executable, '-m', 'pip', 'install', '-q', '--no-index', '--no-deps']
     done = subprocess.run(
         [*pip, '--find-links', str(wheels), '--target', folder, *files],
@@ -111,7 +110,7 @@ def install(wheels: Path, folder: str, env: dict) -> None:
 
 
 def test_table(printed: str) -> str:
-    """Return a table of pytest's outcomes by file, and its lines on failures."""
+    """Return a table of pytest's outcomes by file, and its lines about failures."""
     counts: dict[str, Counter] = {}
     words = '|'.join(OUTCOMES).upper()
     for line in printed.splitlines():
@@ -132,7 +131,7 @@ def test_table(printed: str) -> str:
 
 
 def tests(report: Report, seconds: float, env: dict, args: argparse.Namespace) -> None:
-    """Run the tests that are marked gpu."""
+    """Run the tests marked gpu."""
     command = [sys.executable, '-m', 'pytest', '-m', 'gpu', 'tests/gpu', '-v', '-rfE']
     command += ['--tb=short', '-p', 'no:cacheprovider', '--color=no']
     command += ['-n', str(args.processes)] if args.processes > 1 else []
@@ -143,7 +142,7 @@ def tests(report: Report, seconds: float, env: dict, args: argparse.Namespace) -
 
 
 def ops(report: Report, seconds: float, env: dict, args: argparse.Namespace) -> None:
-    """Compare operations with the plain way to compute them."""
+    """Compare operations with plain implementations."""
     command = [sys.executable, str(TOOLS / 'compare_ops.py')]
     if args.rehearse:
         command += ['--device', 'cpu', '--batch', '1', '--shrink', '16']
@@ -154,7 +153,7 @@ def ops(report: Report, seconds: float, env: dict, args: argparse.Namespace) -> 
 def benchmark(
     report: Report, seconds: float, env: dict, args: argparse.Namespace
 ) -> None:
-    """Measure backbones and UPerNets beside the built-in, while there is time."""
+    """Benchmark backbones and UPerNets against the built-in while there is time."""
     end = time.monotonic() + seconds
     for arguments, batch in BENCHMARKS:
         left = end - time.monotonic()
@@ -177,10 +176,14 @@ def make_parser() -> argparse.ArgumentParser:
         'out', type=Path, metavar='REPORT.md', help='the report; REPORT.log is the log'
     )
     parser.add_argument(
-        '--wheels', type=Path, metavar='DIR', help='wheels to use, without installing'
+        '--wheels', type=Path, metavar='DIR', help='folder of wheels to use temporarily'
     )
     parser.add_argument(
-        '--minutes', type=float, default=9.0, metavar='N', help='in all (default: 9)'
+        '--minutes',
+        type=float,
+        default=9.0,
+        metavar='N',
+        help='time in all (default: 9)',
     )
     parser.add_argument(
         '--parts', nargs='+', choices=PARTS, default=list(PARTS), help='default: all'
@@ -188,9 +191,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--processes', type=int, default=4, metavar='N', help='for tests (default: 4)'
     )
-    parser.add_argument('--select', metavar='WORDS', help="tests, as pytest's -k")
     parser.add_argument(
-        '--rehearse', action='store_true', help='on the CPU, with small models'
+        '--select', metavar='WORDS', help="tests to run, as for pytest's -k"
+    )
+    parser.add_argument(
+        '--rehearse', action='store_true', help='run on the CPU, with small models'
     )
     parser.add_argument('--force', action='store_true', help='replace REPORT.md')
     return parser
@@ -202,12 +207,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     out = args.out.absolute()
     if out.suffix != '.md':
-        parser.error(f'{args.out}: the name of a report ends in .md')
+        parser.error(f'{args.out} does not end in .md')
     for path in (out, out.with_suffix('.log')):
         if path.exists() and not args.force:
-            parser.error(f'{path} exists; --force replaces it')
+            parser.error(f'{path} exists already; --force replaces it')
     if not args.minutes > 0:
-        parser.error(f'--minutes {args.minutes:g}: give more than 0')
+        parser.error(f'--minutes {args.minutes:g}: give a positive number')
     end = time.monotonic() + 60 * args.minutes
     env = {**os.environ, 'PYTHONUNBUFFERED': '1', 'COLUMNS': '200'}
     earlier = env.get('PYTHONPATH')

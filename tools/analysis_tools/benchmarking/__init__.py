@@ -1,4 +1,4 @@
-"""Measure the package side by side with mmsegmentation's built-in Twins.
+"""Benchmark the package against mmsegmentation's built-in Twins.
 
 A case (:mod:`.cases`) runs in one process for each implementation. The processes hold
 the same weights (:mod:`.models`), run the same steps (:mod:`.session`) and take turns

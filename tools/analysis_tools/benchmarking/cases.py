@@ -1,4 +1,4 @@
-"""What is measured: one model, one kind of step, one size of its input."""
+"""Cases to measure: combinations of model, kind of step, and input size."""
 
 from __future__ import annotations
 
@@ -7,16 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mmseg_twins.errors import SettingError
-from mmseg_twins.models.backbones.sizes import PCPVT_SIZES, SVT_SIZES
 
-# The names that timm and the backbones have for the sizes, by variant.
-ARCHS = {
-    f'{family}-{arch[0]}': arch
-    for family, table in (('pcpvt', PCPVT_SIZES), ('svt', SVT_SIZES))
-    for arch in table
-    if arch
-}
-VARIANTS = tuple(ARCHS)
 HEADS = {
     'none': 'the backbone alone',
     'uperhead': 'UPerNet with its auxiliary head',
@@ -33,15 +24,15 @@ DTYPES = {
     'bf16': 'autocast to bfloat16',
     'fp16': 'autocast to float16, on a GPU',
 }
-MIN_SIDE = 32  # pixels; the last stage of every variant needs that many for a token
+MIN_SIDE = 32  # pixels, for one token in the last stage of every variant
 WINDOW, STRIDE = 512, 341  # pixels, of sliding windows
-# Sides of moderate size for which the built-in's padding mask is right.
+# An image size at which the built-in's padding mask is right.
 CHECK_SIZE = (256, 320)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing that is measured for every implementation; sides are in pixels."""
+    """A case, measured for every implementation; height and width are in pixels."""
 
     variant: str
     head: str
@@ -53,7 +44,7 @@ class Case:
 
     @property
     def title(self) -> str:
-        """The case in a line, such as ``svt-s inference fp32, 1 x 512x512``."""
+        """The case as text, such as ``svt-s inference fp32, 1 x 512x512``."""
         head = '' if self.head == 'none' else f' {self.head}'
         return (
             f'{self.variant}{head} {self.mode} {self.dtype}, '
@@ -61,9 +52,9 @@ class Case:
         )
 
     def at_check_size(self) -> Case:
-        """Return the case at the image size at which outputs are compared.
+        """Return the case with the image size for the comparison of outputs.
 
-        It is the case's own, unless the built-in attends to padding there.
+        It is the case's own size unless the built-in attends to padding there.
         """
         if self.mode == 'slide':
             return replace(self, height=WINDOW, width=WINDOW)
@@ -73,22 +64,22 @@ class Case:
 
     @property
     def objection(self) -> str:
-        """Why the case makes no sense; empty if it does."""
+        """Why the case makes no sense; empty if it makes sense."""
         if self.head == 'none' and self.mode in ('logits', 'slide'):
             return f'mode {self.mode} is for segmentors, not for head none'
         if self.mode == 'slide' and max(self.height, self.width) <= WINDOW:
             return f'mode slide is for images larger than a window of {WINDOW} px'
         if self.head == 'uperhead' and self.mode == 'train' and self.batch == 1:
             return (
-                'UPerNet does not train with a batch of 1: its 1x1 pooling leaves '
-                'batch norm a single value for each channel'
+                'UPerNet cannot be trained with a batch of 1: after its 1x1 pooling, '
+                'batch norm has a single value per channel'
             )
         return ''
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How everything is measured: options of the command; memory in bytes."""
+    """Settings of the measurement, from the command's options; memory in bytes."""
 
     device: str = 'cpu'
     implementations: tuple[str, ...] = ('package', 'built-in')
@@ -104,8 +95,8 @@ class Settings:
 def builtin_mask_is_right(variant: str, height: int, width: int) -> bool:
     """Whether mmsegmentation's SVT ignores padding at an image size.
 
-    It attends to padding in stages whose map needs padding on one side only to be
-    divided into windows of 7. A PCPVT has no windows and is right at every size.
+    It attends to padding in stages where only one side of the map needs padding to a
+    multiple of 7. PCPVT has no windows and is right at every size.
     """
     if variant.startswith('pcpvt'):
         return True
@@ -128,18 +119,18 @@ def expand(
     """Return every combination that makes sense.
 
     Args:
-        variants: Backbones.
-        heads: Of ``HEADS``.
-        modes: Of ``MODES``.
-        dtypes: Of ``DTYPES``.
-        sizes: (height, width) of the images in pixels.
-        batches: Batch sizes; None for 1, and 2 in training.
+        variants: backbones, such as ``'svt-s'``.
+        heads: some of ``HEADS``.
+        modes: some of ``MODES``.
+        dtypes: some of ``DTYPES``.
+        sizes: heights and widths of the images in pixels.
+        batches: batch sizes; None for 1, and 2 in training.
 
     Returns:
-        The cases, and a sentence for each kind of combination that was left out.
+        The cases, and the reasons for combinations that were left out.
 
     Raises:
-        SettingError: An image is too small, or nothing is left.
+        SettingError: an image is too small, or nothing is left.
     """
     for height, width in sizes:
         if min(height, width) < MIN_SIDE:

@@ -25,7 +25,7 @@ DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def describe_machine(device: torch.device, threads: int | None) -> dict:
-    """Return what figures depend on, as plain values by name."""
+    """Return the properties of machine and software that results depend on."""
     description = {
         'cpu': cpu_name(),
         'cores': usable_cores(),
@@ -49,7 +49,7 @@ def describe_machine(device: torch.device, threads: int | None) -> dict:
     versions = {
         'python': platform.python_version(),
         'mmseg_twins': __version__,
-        'torch': torch.__version__,  # says for which CUDA it is built
+        'torch': torch.__version__,  # includes the CUDA version
     }
     for name in PACKAGES:
         try:
@@ -60,7 +60,7 @@ def describe_machine(device: torch.device, threads: int | None) -> dict:
 
 
 def driver_version() -> str:
-    """Return the version of NVIDIA's driver, or 'unknown'."""
+    """Return the version of the NVIDIA driver, or 'unknown'."""
     command = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -70,7 +70,7 @@ def driver_version() -> str:
 
 
 def cpu_name() -> str:
-    """Return the CPU's model, as the system calls it."""
+    """Return the name of the CPU's model."""
     try:
         found = re.search(r'model name\s*:\s*(.+)', (PROC / 'cpuinfo').read_text())
     except OSError:
@@ -91,10 +91,9 @@ def measure_gemm_peak(
     """Return the speed of a large square matrix product, in FLOP per second.
 
     Args:
-        dtype: A key of ``DTYPES``.
-        device: Where to measure.
-        size: Side of the matrices; None for one that suits the device.
-        seconds: Time to spend.
+        dtype: a key of ``DTYPES``.
+        size: side of the matrices; None for one that suits the device.
+        seconds: time to spend.
     """
     size = size or (8192 if device.type == 'cuda' else 2048)
     a, b = torch.randn(2, size, size, device=device).to(DTYPES[dtype])
@@ -108,7 +107,7 @@ def process_memory(key: str, pid: int | str = 'self') -> int | None:
 
 
 def available_memory() -> int | None:
-    """Return the bytes that programs can still get (Linux), else None."""
+    """Return the bytes of memory that are available (Linux), else None."""
     return read_kilobytes(PROC / 'meminfo', 'MemAvailable')
 
 
@@ -122,7 +121,7 @@ def read_kilobytes(path: Path, key: str) -> int | None:
 
 
 def reset_peak_memory() -> bool:
-    """Set ``VmHWM`` back to what is in use; return whether the system can do that."""
+    """Reset ``VmHWM`` to the current usage; return whether the system supports it."""
     try:
         (PROC / 'self/clear_refs').write_text('5')  # Linux, `man 5 proc`
     except OSError:

@@ -1,4 +1,4 @@
-"""Measure a case: implementations take turns, A B A B, after their outputs agree."""
+"""Measure cases: compare outputs, then time the implementations in turns, A B A B."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from benchmarking.session import Job, Outputs
 # Allowed relative difference (RMS of the difference, over RMS) of maps, logits and
 # loss. fp32 rounds to 6e-8, fp16 to 5e-4, bf16 to 4e-3, and dozens of layers add up.
 TOLERANCES = {'fp32': 1e-4, 'fp16': 1e-2, 'bf16': 5e-2}
-# Gradients go through everything twice.
+# Gradients pass through all layers twice.
 GRADIENT_FACTOR = 4
-WATCH = 0.1  # seconds between two looks at the memory of a process
+WATCH = 0.1  # seconds between checks of a process's memory
 
 Progress = Callable[[str], None]
 
@@ -43,14 +43,14 @@ class BenchmarkError(RuntimeError):
 
 @dataclass
 class Measurement:
-    """What was measured of one implementation.
+    """The measurement of one implementation.
 
     Attributes:
-        name: Its name in tables.
-        seconds: Times of the runs, in their order; empty if memory did not suffice.
-        peak_memory: Bytes, or None where the system does not tell.
-        parameters: Numbers that training changes.
-        flops: Floating-point operations of one run, or None if they are not known.
+        name: its name in tables.
+        seconds: times of the runs, in order; empty if it ran out of memory.
+        peak_memory: bytes; None if unknown.
+        parameters: number of trainable parameters.
+        flops: floating-point operations of one run; None if unknown.
     """
 
     name: str
@@ -62,14 +62,13 @@ class Measurement:
 
 @dataclass
 class Result:
-    """What was measured of a case.
+    """The measurements of a case.
 
     Attributes:
-        case: The case.
-        measurements: One for each implementation, in the order of their turns.
-        differences: By implementation, how far its outputs are from the built-in's
-            (relative RMS, by kind of output).
-        notes: Sentences that belong to the figures.
+        measurements: one for each implementation, in the order of their turns.
+        differences: for each implementation, the difference of its outputs from the
+            built-in's (relative RMS, by kind of output).
+        notes: remarks on the results.
     """
 
     case: Case
@@ -87,8 +86,8 @@ class Result:
 class Worker:
     """A :class:`~.session.Session` in a process of its own.
 
-    So the peak of memory is its own; and while another has its turn, it waits without
-    using the CPU.
+    So its peak of memory can be measured, and it does not use the CPU while others have
+    their turns.
     """
 
     def __init__(self, job: Job) -> None:
@@ -100,19 +99,19 @@ class Worker:
             initializer=session.begin,
         )
         others = multiprocessing.active_children()
-        self.loading = self.submit('load')  # while others load as well
+        self.loading = self.submit('load')  # at the same time as others
         (self.process,) = set(multiprocessing.active_children()).difference(others)
 
     def submit(self, method: str) -> Future:
-        """Have a method of the session called."""
+        """Submit the call of a method of the session."""
         return self.pool.submit(session.call, self.job, method)
 
     def call(self, method: str) -> object:
         """Call a method of the session; return what it returns.
 
         Raises:
-            MemoryError: It takes more memory than there is, or than it may.
-            BenchmarkError: It failed, or the process has ended.
+            MemoryError: it exceeds the available or the allowed memory.
+            BenchmarkError: it failed, or the process has ended.
         """
         if method == 'load':
             future = self.loading
@@ -130,15 +129,15 @@ class Worker:
         except BrokenProcessPool:
             self.process.join(10)
             code = self.process.exitcode
-            if code == -signal.SIGKILL:  # what Linux sends when there is no memory
-                raise MemoryError('the system ended the process') from None
-            message = f'the process has ended by itself (exit code {code})'
+            if code == -signal.SIGKILL:  # Linux sends it if memory is exhausted
+                raise MemoryError('the system killed the process') from None
+            message = f'the process has ended (exit code {code})'
         except RuntimeError as error:
             message = str(error)
         raise BenchmarkError(f'{self.job.case.title}: {self.job.name}: {message}')
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self.process.kill()
         self.pool.shutdown()
 
@@ -149,16 +148,14 @@ def measure(
     """Measure cases, one after the other.
 
     Args:
-        cases: Those of the same model should stand together: its weights are made
-            once for them.
-        settings: How.
-        progress: Called with a line for whatever happens.
+        cases: the cases, grouped by model, so that weights are made once for each.
+        progress: a function that is called with lines about the progress.
 
     Yields:
         The result of each case.
 
     Raises:
-        BenchmarkError: Implementations compute different things, or one fails.
+        BenchmarkError: the outputs of implementations differ, or one fails.
     """
     with tempfile.TemporaryDirectory(prefix='mmseg_twins_benchmark_') as folder:
         path, made_for = Path(folder) / 'weights.pth', None
@@ -189,9 +186,9 @@ def make_jobs(case: Case, weights: str, settings: Settings) -> list[Job]:
 def measure_case(
     case: Case, jobs: Sequence[Job], settings: Settings, *, progress: Progress
 ) -> Result:
-    """Measure one case, as :func:`measure` says."""
+    """Measure one case, as :func:`measure` describes."""
     result = Result(case, [Measurement(job.name) for job in jobs])
-    workers: dict[str, Worker] = {}  # those that had enough memory so far
+    workers: dict[str, Worker] = {}  # without those that ran out of memory
     with contextlib.ExitStack() as stack:
         for job in jobs:
             workers[job.name] = Worker(job)
@@ -222,7 +219,7 @@ def in_turn(
 ) -> Iterator[tuple[Measurement, object]]:
     """Call a method of each worker's session, one after the other; yield the results.
 
-    Workers that run out of memory leave the dict, with a note.
+    Workers that run out of memory are removed from the dict, with a note.
     """
     for measurement in result.measurements:
         if measurement.name not in workers:
@@ -241,26 +238,26 @@ def check(outputs: dict[str, Outputs], result: Result) -> None:
     """Compare outputs with the built-in's, before anything is timed.
 
     Args:
-        outputs: By the names of the measurements.
-        result: Gets the differences, and notes.
+        outputs: outputs by the names of the measurements.
+        result: gets the differences and notes.
 
     Raises:
-        BenchmarkError: They disagree.
+        BenchmarkError: they disagree.
     """
     case = result.case
     theirs = outputs.pop(BUILTIN, None)
     if theirs is None:
-        result.notes.append('outputs were not compared: there are none of the built-in')
+        result.notes.append('outputs were not compared: the built-in was not run')
         return
     for name, ours in outputs.items():
         if name.startswith(TIMM) and not timm_is_same(case):
             result.notes.append(
-                f'{name} computes something else (SVT without norms after stages and '
-                'with padding attended to, or patches cut off at the border), so its '
-                'outputs were not compared'
+                f'outputs of {name} were not compared, because it differs (no norms '
+                'after the stages of SVT, attention to padding, or incomplete patches '
+                'dropped at the border)'
             )
             continue
-        if name.startswith(TIMM):  # its parameters, and so gradients, are others
+        if name.startswith(TIMM):  # its parameters, and so its gradients, differ
             ours = {'maps': ours['maps']}
         result.differences[name] = compare(ours, theirs, case=case, name=name)
     checked = case.at_check_size()
@@ -276,10 +273,11 @@ def compare(
 ) -> dict[str, float]:
     """Return the largest relative difference of each kind of output in ``ours``.
 
-    Maps are compared one by one, gradients all together: some are 0 up to rounding.
+    Maps are compared one by one, but gradients together, because some are 0 up to
+    rounding.
 
     Raises:
-        BenchmarkError: A difference is larger than allowed.
+        BenchmarkError: a difference is larger than allowed.
     """
     differences = {}
     for kind, outputs in ours.items():
@@ -293,7 +291,7 @@ def compare(
         if not found <= allowed:
             raise BenchmarkError(
                 f'{case.title}: {kind} of {name} and {BUILTIN} differ by {found:.1e} '
-                f'(relative RMS), and {allowed:.0e} is allowed in {case.dtype}; '
+                f'(relative RMS), but {allowed:.0e} is allowed in {case.dtype}; '
                 'nothing was timed'
             )
         differences[kind] = found
@@ -303,9 +301,9 @@ def compare(
 def relative_difference(
     ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
 ) -> float:
-    """Return the RMS of the difference over the RMS of ``theirs``, of all arrays.
+    """Return the RMS of the difference over the RMS of ``theirs``, for all arrays.
 
-    It is infinite where shapes differ, ``theirs`` is 0, or a number is not finite.
+    It is infinite if shapes differ, ``theirs`` is 0, or a number is not finite.
     """
     if [x.shape for x in ours] != [y.shape for y in theirs]:
         return math.inf

@@ -1,8 +1,8 @@
-"""The implementations that are compared, with the same weights.
+"""The implementations to compare, with the same weights.
 
-``package`` is a config of this package, ``built-in`` the config of mmsegmentation
-that it corresponds to, ``timm`` the backbone of timm's classifier. The package gets
-the built-in's LayerNorm epsilon, which costs nothing and makes outputs comparable.
+``package`` is a config of this package, ``built-in`` the corresponding config of
+mmsegmentation, ``timm`` the backbone of timm's classifier. The package gets the
+built-in's LayerNorm epsilon, which costs nothing and makes outputs comparable.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 import mmseg_twins
-from benchmarking.cases import ARCHS, STRIDE, WINDOW, Case
+from benchmarking.cases import STRIDE, WINDOW, Case
 from mmseg_twins.checkpoints.conversion import convert_state_dict
+from mmseg_twins.checkpoints.models import ARCHS
 
 PACKAGE, BUILTIN, TIMM = 'package', 'built-in', 'timm'
 IMPLEMENTATIONS = (PACKAGE, BUILTIN, TIMM)
@@ -30,7 +31,7 @@ BUILTIN_EPS = 1e-5
 
 
 def has_timm() -> bool:
-    """Whether timm, and what it needs, can be imported."""
+    """Return whether timm and its dependencies can be imported."""
     try:
         importlib.import_module('timm')
     except ImportError:
@@ -43,16 +44,16 @@ def find_config(implementation: str, variant: str, head: str) -> Path:
 
     Args:
         implementation: ``PACKAGE`` or ``BUILTIN``.
-        variant: The backbone.
-        head: The head; ``'none'`` finds the UPerNet that the backbone is part of.
+        variant: the backbone, such as ``'svt-s'``.
+        head: one of ``HEADS``; ``'none'`` finds a UPerNet with the backbone.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: there is no such config.
     """
     kind = {'none': 'uperhead', 'fpn': 'fpn_fpnhead'}.get(head, head)
     if implementation == PACKAGE:
         root = Path(mmseg_twins.__file__).parent
-        # The source tree, then what an installed wheel carries.
+        # In the source tree, or in an installed wheel.
         folders = [root.parent / 'configs', root / '.mim/configs']
         pattern = f'twins_{variant}_{kind}_*_512x512_*0k_ade20k.py'
     else:
@@ -62,13 +63,13 @@ def find_config(implementation: str, variant: str, head: str) -> Path:
         for file in sorted(folder.glob(pattern)):
             return file
     raise FileNotFoundError(
-        f'there is no config {pattern} in {" or ".join(map(str, folders))}; is the '
-        'installation complete?'
+        f'there is no config {pattern} in {" or ".join(map(str, folders))}; reinstall '
+        'the package'
     )
 
 
 def read_config(implementation: str, variant: str, head: str) -> Config:
-    """Read the config of an implementation, to be built without a download."""
+    """Read the config of an implementation, without pretrained weights."""
     cfg = Config.fromfile(find_config(implementation, variant, head))
     cfg.model.backbone.init_cfg = None
     if implementation == PACKAGE:
@@ -93,14 +94,14 @@ def build_model(implementation: str, case: Case) -> tuple[nn.Module, Config | No
     part = cfg.model.backbone if case.head == 'none' else cfg.model
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = MODELS.build(part)
-    # As mmengine's runner does where training is not distributed.
+    # As mmengine's runner does if training is not distributed.
     return revert_sync_batchnorm(model), cfg
 
 
 class TimmBackbone(nn.Module):
     """timm's Twins up to its last stage: four feature maps.
 
-    For PCPVT these are the package's maps. timm's SVT has no normalization after
+    For PCPVT, the maps equal the package's. timm's SVT has no normalization after
     stages and attends to the padding of its windows.
     """
 
@@ -108,8 +109,8 @@ class TimmBackbone(nn.Module):
         super().__init__()
         from timm import create_model
 
-        name = f'twins_{variant.split("-")[0]}_{ARCHS[variant]}'
-        self.trunk = create_model(name, num_classes=0)
+        family, size = variant.split('-')
+        self.trunk = create_model(f'twins_{family}_{ARCHS[size]}', num_classes=0)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Turn images (B, 3, H, W) into maps (B, C_i, H_i, W_i)."""
@@ -117,7 +118,7 @@ class TimmBackbone(nn.Module):
 
 
 def timm_is_same(case: Case) -> bool:
-    """Whether timm computes what the built-in does; it drops incomplete patches."""
+    """Return whether timm's results equal the built-in's; it drops partial patches."""
     whole = case.height % 32 == case.width % 32 == 0
     return case.variant.startswith('pcpvt') and whole
 
@@ -126,9 +127,9 @@ def timm_is_same(case: Case) -> bool:
 def make_weights(case: Case, seed: int) -> dict[str, Tensor]:
     """Return a state dict for all implementations of a case.
 
-    Every parameter gets a value at which mistakes show. At initialization biases are
-    0, norms do nothing, and the branches of a transformer add so little that a wrong
-    one could be missed.
+    Parameters get random values that reveal mistakes. With usual initial values, biases
+    are 0, norms have no effect, and the branches of a transformer contribute so little
+    that an error in one could be missed.
     """
     model, _ = build_model(PACKAGE, case)
     generator = torch.Generator().manual_seed(seed)
@@ -143,10 +144,10 @@ def make_weights(case: Case, seed: int) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load a state dict of :func:`make_weights`, all of it.
+    """Load a state dict of :func:`make_weights` strictly.
 
     Raises:
-        RuntimeError: Names or shapes differ.
+        RuntimeError: names or shapes differ.
     """
     if not isinstance(model, TimmBackbone):
         model.load_state_dict(weights, strict=True)

@@ -1,4 +1,4 @@
-"""Results as a table, as JSON, and as a picture."""
+"""Results as a table, as JSON, and as a plot."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ MEMORY = {
     'cpu': 'peak of the process above its memory before the first run',
 }
 LEGEND = (
-    'median ms, quartiles: time of a run. speed-up: median of the built-in over '
-    "this one's. memory MB: {memory}; share: of the built-in's. GFLOP: floating-point "
-    'operations that one run executes in matrix products, convolutions and attention '
-    '(2 for a multiplication and its addition). of peak: GFLOP per second, as a share '
-    'of what a large matrix product reaches here.'
+    'median ms, quartiles: time of a run. speed-up: median of the built-in over that '
+    "of the row. memory MB: {memory}; share: relative to the built-in's. GFLOP: "
+    'floating-point operations of one run in matrix products, convolutions and '
+    'attention (2 for a multiplication and its addition). of peak: GFLOP per second, '
+    'relative to a large matrix product on this machine.'
 )
-# Told apart by readers who do not see red or green, too.
+# Distinguishable for readers with color blindness, too.
 COLORS = {
     'package': '#0072b2',
     'built-in': '#999999',
@@ -68,15 +68,15 @@ def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
 def summarize(
     result: Result, measurement: Measurement, peaks: Mapping[str, float]
 ) -> dict:
-    """Return the figures that follow from a measurement and those beside it.
+    """Return the figures of a measurement, some of them relative to the built-in's.
 
     Args:
-        result: The case's.
-        measurement: One of its, with times.
+        result: the result of the case.
+        measurement: one of its measurements, with times.
         peaks: FLOP per second of a matrix product, by dtype.
 
     Returns:
-        Plain values, by name; None where something is not known.
+        Plain values by name; None for those that are unknown.
     """
     low, median, high = quartiles(measurement.seconds)
     builtin = result.builtin
@@ -102,7 +102,7 @@ def summarize(
 def make_row(
     result: Result, measurement: Measurement, peaks: Mapping[str, float]
 ) -> list[str]:
-    """Return a measurement's cells, but for the case."""
+    """Return the cells of a measurement's row, without the case."""
     if not measurement.seconds:
         return [measurement.name, 'out of memory', *['-'] * (len(FIGURES) - 1)]
     s = summarize(result, measurement, peaks)
@@ -125,20 +125,20 @@ def make_row(
 
 
 def milliseconds(seconds: float) -> str:
-    """Write a time with about three digits."""
+    """Format a time in milliseconds with about three digits."""
     value = 1e3 * seconds
     return f'{value:.1f}' if value < 100 else f'{value:.0f}'
 
 
 def optional(value: float | None, pattern: str, factor: float = 1.0) -> str:
-    """Format a value, or a dash where there is none."""
+    """Format a value; a dash for None."""
     return '-' if value is None else pattern.format(factor * value)
 
 
 def format_table(
     results: Sequence[Result], peaks: Mapping[str, float], *, markdown: bool = False
 ) -> str:
-    """Return the table, aligned; a case is named in its first row only."""
+    """Return the aligned table; the case is in the first of its rows only."""
     table = Table(box=box.MARKDOWN if markdown else box.SIMPLE_HEAD, pad_edge=markdown)
     for name in (*WORDS, *FIGURES):
         side = 'left' if name in WORDS else 'right'
@@ -168,15 +168,13 @@ def format_report(
     command: str,
     markdown: bool = False,
 ) -> str:
-    """Return the table and everything that a reader of it needs to know.
+    """Return the table with the facts and notes that explain it.
 
     Args:
-        results: What was measured.
-        machine: As ``describe_machine`` gives it.
+        machine: from ``describe_machine``.
         peaks: FLOP per second of a matrix product, by dtype.
-        settings: How it was measured.
-        command: Repeats the measurement.
-        markdown: Write Markdown.
+        command: the command that repeats the measurement.
+        markdown: whether to write Markdown.
     """
     facts = machine_facts(machine, peaks) + [settings_fact(settings)]
     notes = dict.fromkeys(
@@ -195,7 +193,7 @@ def format_report(
 
 
 def machine_facts(machine: Mapping, peaks: Mapping[str, float]) -> list[str]:
-    """Return the machine in a few lines."""
+    """Return a few lines about the machine and the software."""
     lines = [
         f'CPU: {machine["cpu"]}, {machine["cores"]} cores, {machine["threads"]} threads'
     ]
@@ -215,17 +213,17 @@ def machine_facts(machine: Mapping, peaks: Mapping[str, float]) -> list[str]:
 
 
 def settings_fact(settings: Settings) -> str:
-    """Return how it was measured, in a line."""
+    """Return a line about the settings."""
     mode = 'torch.inference_mode' if settings.inference_mode else 'torch.no_grad'
     return (
-        f'Timed runs of each implementation, in turns: {settings.runs}; to warm up: '
+        f'Timed runs of each implementation, in turns: {settings.runs}; warm-up runs: '
         f'{settings.warmup}; device: {settings.device}; seed: {settings.seed}; '
         f'inference under {mode}'
     )
 
 
 def agreement_notes(result: Result) -> list[str]:
-    """Return how far outputs are apart, in a sentence, if they were compared."""
+    """Return a sentence about the differences of outputs, if they were compared."""
     parts = [
         f'{name}: {", ".join(f"{kind} {value:.1e}" for kind, value in kinds.items())}'
         for name, kinds in result.differences.items()
@@ -241,7 +239,7 @@ def as_json(
     settings: Settings,
     **context: object,
 ) -> dict:
-    """Return everything that was measured, as plain values for ``json.dump``."""
+    """Return all results as plain values for ``json.dump``."""
     return {
         **context,
         'gemm_peak_flops_per_s': dict(peaks),
@@ -267,13 +265,12 @@ def as_json(
 
 
 def plot(results: Sequence[Result], path: Path, *, title: str, kind: str) -> None:
-    """Draw results into a file: bars of time and memory, as shares of the built-in's.
+    """Draw bars of time and memory, relative to the built-in's, to a file.
 
     Args:
-        results: Those without the built-in are left out.
-        path: The file.
-        title: Says what was measured on.
-        kind: ``path``'s format, such as ``'png'``.
+        results: the results; those without the built-in are left out.
+        title: name of the machine.
+        kind: format of the file, such as ``'png'``.
     """
     results = [result for result in results if result.builtin]
     rows = [(r, m) for r in results for m in r.measurements if m.seconds]
@@ -308,7 +305,7 @@ def draw_bars(
     pattern: str,
     label: str,
 ) -> None:
-    """Draw a value of each measurement, cases from top to bottom."""
+    """Draw one value of each measurement, cases from top to bottom."""
     place, ticks = 0, []
     for result in results:
         whole = value_of(result.builtin)

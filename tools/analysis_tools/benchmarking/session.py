@@ -1,8 +1,8 @@
-"""One implementation of a case: what a run does, computes, takes and counts.
+"""Runs one implementation of a case: time, outputs, memory and operations.
 
 A segmentor's training step is mmengine's: forward pass, losses, backward pass and
-optimizer, with the optimizer of its own config. A backbone's is its forward and
-backward pass for fixed gradients of its maps.
+optimizer step, with the optimizer of its config. A backbone's is the forward and the
+backward pass, for fixed gradients of its maps.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from benchmarking.models import build_model, load_weights
 from mmseg_twins.models.backbones.blocks import Block
 
 NUM_CLASSES, IGNORED = 150, 255
-# Numbers of each parameter's gradient that are compared.
+# How many numbers of each parameter's gradient are compared.
 GRADIENT_SAMPLES = 10_000
-# Keeps gradients of a mean over many pixels in fp16's range; exact, a power of two.
+# Keeps gradients of a mean over many pixels in fp16's range; exact, as a power of two.
 CHECK_LOSS_SCALE = 1024
-# Seconds that a turn takes on a GPU, and steps that it has at most. One step alone
-# would show how long a GPU takes to start, which a training hides behind the last step.
+# Duration of a turn on a GPU, in seconds, and its maximum number of steps. The time of
+# a single step would include launch latency, which training overlaps with other steps.
 TURN, MAX_STEPS = 0.1, 50
-# What PyTorch, oneDNN and the C++ library say when they get no memory.
+# Messages of PyTorch, oneDNN and the C++ library if memory is exhausted.
 NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|bad_alloc"
 )
@@ -52,14 +52,13 @@ Outputs = dict[str, list[np.ndarray]]
 
 @dataclass(frozen=True)
 class Job:
-    """What one process is for.
+    """The job of one process.
 
     Attributes:
-        implementation: One of ``models.IMPLEMENTATIONS``.
-        case: What is measured.
-        weights: File of the state dict to load.
-        settings: How it is measured.
-        compiled: Run the model compiled.
+        implementation: one of ``models.IMPLEMENTATIONS``.
+        case: the case to measure.
+        weights: path of the state dict to load.
+        compiled: whether to compile the model.
     """
 
     implementation: str
@@ -75,7 +74,7 @@ class Job:
 
 
 class Session:
-    """A job at work, in the process that calls it."""
+    """Runs a job in the current process."""
 
     def __init__(self, job: Job) -> None:
         settings = job.settings
@@ -100,14 +99,14 @@ class Session:
         self.forward = torch.compile(model.forward) if job.compiled else model.forward
         self.level: int | None = None  # bytes, before the first run
         self.warm = False
-        self.steps = 1  # of a run
+        self.steps = 1  # per run
 
     def load(self) -> int:
-        """Return how many numbers training changes, once the model is there."""
+        """Return the number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def warm_up(self) -> int | None:
-        """Run once; the first time, return the count of floating-point operations."""
+        """Run once; the first time, return the number of floating-point operations."""
         if self.warm:
             self.run()
             return None
@@ -117,13 +116,13 @@ class Session:
         forward, self.forward = self.forward, self.model.forward
         flops = count_flops(self.step)
         self.forward = forward
-        if self.job.compiled:  # which hides what it executes; the eager code does not
+        if self.job.compiled:  # operations were counted in eager mode
             self.step()
-        self.wait()
+        synchronize(self.device)
         return flops
 
     def start(self) -> None:
-        """End the warm-up: the peak of memory counts from now on."""
+        """End the warm-up: the peak of memory is measured from now on."""
         if self.device.type == 'cuda':
             self.steps = steps_of_turn(self.run())
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -131,27 +130,22 @@ class Session:
             self.level = None
 
     def run(self) -> float:
-        """Run, on a GPU for a while; return the seconds that a step took."""
+        """Run, on a GPU several steps; return the seconds per step."""
         start = time.perf_counter()
         for _ in range(self.steps):
             self.step()
-        self.wait()
+        synchronize(self.device)
         return (time.perf_counter() - start) / self.steps
 
-    def wait(self) -> None:
-        """Wait for the device to end what it was given."""
-        if self.device.type == 'cuda':
-            torch.cuda.synchronize(self.device)
-
     def peak_memory(self) -> int | None:
-        """Return the bytes at the peak since :meth:`start`, if they are known."""
+        """Return the peak of memory since :meth:`start`, in bytes, if it is known."""
         if self.device.type == 'cuda':
             return torch.cuda.max_memory_allocated(self.device)
         peak = process_memory('VmHWM')
         return peak and self.level and max(peak - self.level, 0)
 
     def step(self) -> None:
-        """Do what the case's mode says once; a GPU may not have ended it."""
+        """Run one step of the case's mode; a GPU may not have finished it."""
         if self.case.mode != 'train':
             with self.no_grad(), self.autocast():
                 self.infer()
@@ -175,23 +169,23 @@ class Session:
         return self.forward(self.images, mode='predict')
 
     def loss(self, images: Tensor, samples: Sequence[SegDataSample]) -> Tensor:
-        """Return a segmentor's loss, as mmengine adds it up."""
+        """Return a segmentor's loss, summed up as by mmengine."""
         losses = self.forward(images, list(samples), mode='loss')
         return self.model.parse_losses(losses)[0]
 
     def autocast(self) -> torch.autocast:
-        """Return the case's autocast."""
+        """Return the autocast context of the case."""
         enabled = self.case.dtype != 'fp32'
         dtype = DTYPES[self.case.dtype] if enabled else None
         return torch.autocast(self.device.type, dtype=dtype, enabled=enabled)
 
     def outputs(self) -> Outputs:
-        """Compute what implementations must agree on.
+        """Compute the outputs to compare between implementations.
 
         Returns:
             ``maps`` or ``logits`` in evaluation, and for training ``loss`` and
-            ``gradients`` (some numbers of each parameter's, in order of their
-            names), in float32; computed without TF32.
+            ``gradients`` (some numbers of each parameter's, sorted by name), in
+            float32; computed without TF32.
         """
         checked = self.case.at_check_size()
         images, samples = make_batch(checked, self.device, self.seed)
@@ -200,7 +194,7 @@ class Session:
         with torch.backends.cudnn.flags(allow_tf32=False):
             self.model.eval()
             with self.no_grad(), self.autocast():
-                # A segmentor's forward returns logits unless told otherwise.
+                # A segmentor's forward returns logits by default.
                 maps = self.forward(images)
             if is_backbone:
                 result['maps'] = to_arrays(maps)
@@ -222,21 +216,27 @@ class Session:
                 result['gradients'] = to_arrays(sampled_gradients(self.model))
                 self.model.zero_grad()
         self.model.train(self.case.mode == 'train')
-        # What was compiled for the comparison, maybe at another size, must not make
-        # the compiler choose code for any size afterwards.
+        # Otherwise a comparison at another size would make the compiler generate code
+        # for dynamic sizes.
         torch.compiler.reset()
         return result
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
 def steps_of_turn(seconds: float) -> int:
-    """Return how many steps that take so long each make a turn."""
+    """Return the number of steps in a turn, given the seconds per step."""
     return min(max(math.ceil(TURN / seconds), 1), MAX_STEPS)
 
 
 def make_batch(
     case: Case, device: torch.device, seed: int
 ) -> tuple[Tensor, list[SegDataSample]]:
-    """Make random images as after normalization, and labels, a tenth ignored."""
+    """Make random normalized images, and labels, a tenth of which are ignored."""
     generator = torch.Generator().manual_seed(seed)
     size = (case.height, case.width)
     images = torch.randn(case.batch, 3, *size, generator=generator)
@@ -252,7 +252,7 @@ def make_batch(
 
 
 def make_gradients(maps: Sequence[Tensor], seed: int) -> list[Tensor]:
-    """Make fixed gradients of feature maps, laid out in memory as the maps are."""
+    """Make fixed gradients of feature maps, with the maps' memory format."""
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.empty_like(x).copy_(torch.randn(x.shape, generator=generator))
@@ -264,18 +264,18 @@ def make_optimizer(model: nn.Module, cfg: Config, job: Job) -> OptimWrapper:
     """Build the optimizer of a config, with loss scaling for fp16."""
     settings = cfg.optim_wrapper.copy()
     if job.case.dtype == 'fp16' and job.settings.device == 'cuda':
-        # Starts low, so that no step of the measurement is skipped for an overflow.
+        # Starts low, so that no measured step is skipped because of an overflow.
         scale = dict(init_scale=float(CHECK_LOSS_SCALE))
         settings.update(type='AmpOptimWrapper', dtype='float16', loss_scale=scale)
     return build_optim_wrapper(model, settings)
 
 
 def make_repeatable(model: nn.Module) -> None:
-    """Switch off what makes a training step random or ill-conditioned.
+    """Disable the parts that make a training step random or ill-conditioned.
 
-    That is dropout, stochastic depth, and the statistics of batch norms: a channel
-    of UPerNet's 1x1 pooling has a value for each image only, and dividing by the
-    spread of so few turns rounding into noise.
+    These are dropout, stochastic depth, and the batch statistics of batch norms: after
+    UPerNet's 1x1 pooling, a channel has one value per image, and dividing by the spread
+    of so few values amplifies rounding errors.
     """
     kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
     for module in model.modules():
@@ -287,10 +287,10 @@ def make_repeatable(model: nn.Module) -> None:
 
 
 def sampled_gradients(model: nn.Module) -> list[Tensor]:
-    """Return evenly spaced numbers of each parameter's gradient, ordered by name."""
+    """Return evenly spaced numbers of each parameter's gradient, sorted by name."""
     samples = []
     for _, parameter in sorted(model.named_parameters()):
-        # mmsegmentation's modules have parameters that nothing uses.
+        # mmsegmentation's modules have unused parameters.
         if parameter.grad is not None:
             flat = parameter.grad.flatten()
             samples.append(flat[:: -(-flat.numel() // GRADIENT_SAMPLES)])
@@ -300,14 +300,14 @@ def sampled_gradients(model: nn.Module) -> list[Tensor]:
 def to_arrays(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     """Copy tensors to float32 arrays.
 
-    Tensors would go to the other process through shared memory, of which containers
-    often have little.
+    Tensors would be sent to the other process in shared memory, which is often scarce
+    in containers.
     """
     return [x.detach().float().cpu().numpy().copy() for x in tensors]
 
 
 def release_unused(device: torch.device) -> None:
-    """Give back the memory that earlier work has left behind."""
+    """Release unused memory."""
     gc.collect()
     if device.type == 'cuda':
         torch.cuda.empty_cache()
@@ -318,10 +318,10 @@ def release_unused(device: torch.device) -> None:
 def convolution_backward_flops(
     gradient: Sequence[int], x: Sequence[int], weight: Sequence[int], *args, **_
 ) -> int:
-    """Count a convolution's gradients: a forward pass each for x and for weight.
+    """Count a convolution's gradients: one forward pass each for x and weight.
 
-    PyTorch's own formula counts the weight of a convolution in C groups, such as the
-    depth-wise ones of Twins, C times.
+    For convolutions with C groups, such as the depth-wise ones of Twins, PyTorch's own
+    formula counts the gradient of the weight C times.
     """
     transposed, wanted = args[4], args[7]
     places = x if transposed else gradient
@@ -335,11 +335,11 @@ def attention_flops(query, key, value, *_, **__) -> int:
 
 
 def attention_backward_flops(gradient, query, key, value, *_, **__) -> int:
-    """Count the gradients of fused attention, which computes the scores again."""
+    """Count the gradients of fused attention, which recomputes the scores."""
     return flop_counter.sdpa_backward_flop_count(gradient, query, key, value)
 
 
-# What PyTorch's counter does not know, or counts wrongly.
+# Operations that PyTorch's counter does not know or counts wrongly.
 FLOPS = {
     'convolution_backward': convolution_backward_flops,
     '_scaled_dot_product_flash_attention_for_cpu': attention_flops,
@@ -350,9 +350,9 @@ FLOPS = {
 def count_flops(step: Callable[[], object]) -> int:
     """Run a step and count its floating-point operations.
 
-    Counted are matrix products, convolutions and attention as they run, two for a
-    multiplication and its addition. Products with padding, and what a backward pass
-    computes again, count as well.
+    Matrix products, convolutions and attention are counted as executed, with two
+    operations for a multiplication and its addition. Products with padding, and
+    recomputations in a backward pass, count as well.
     """
     mapping = {getattr(torch.ops.aten, name): count for name, count in FLOPS.items()}
     with flop_counter.FlopCounterMode(display=False, custom_mapping=mapping) as counter:
@@ -364,7 +364,7 @@ def count_flops(step: Callable[[], object]) -> int:
 
 
 def begin() -> None:
-    """Prepare the process: the parent says when it ends, and errors are answers."""
+    """Prepare the process: the parent handles Ctrl-C, and warnings are silenced."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter('ignore')
     logging.disable(logging.WARNING)
@@ -372,7 +372,7 @@ def begin() -> None:
 
 @functools.cache
 def session(job: Job) -> Session:
-    """Return the session of a job, made once."""
+    """Return the session of a job, which is created once."""
     return Session(job)
 
 
@@ -380,8 +380,8 @@ def call(job: Job, method: str) -> object:
     """Call a method of the job's session.
 
     Raises:
-        MemoryError: It did not get the memory that it needs.
-        RuntimeError: Anything else went wrong; the message is one line.
+        MemoryError: it ran out of memory.
+        RuntimeError: it failed for another reason; the message is one line.
     """
     try:
         return getattr(session(job), method)()
