@@ -31,8 +31,8 @@ EMA_WRAPPERS = ('model_ema', 'state_dict_ema')
 META = 'meta'
 MAX_NAME = 128  # characters; the names of models have less than 80
 PICKLE_MAGIC = (b'\x80', b'c', b'(')  # the last two: pickles in text form
-# After the lower half of the header's length, of which any value is possible, in four
-# bytes: its upper half, which is 0, as headers are limited to 100 MB, and the header.
+# After four bytes with the lower half of the header's length: the upper half, which is
+# 0 because headers are limited to 100 MB, and the first character of the header.
 SAFETENSORS_MAGIC = bytes(4) + b'{'
 
 

@@ -194,7 +194,7 @@ def find_weights(name: str) -> Weights:
     """Return the weights with a name, which may begin with ``twins://``.
 
     Raises:
-        SettingError: there is no such name; the message proposes similar ones.
+        SettingError: there is no such name; the message suggests similar ones.
     """
     short = name.removeprefix(SCHEME)
     if short not in WEIGHTS:

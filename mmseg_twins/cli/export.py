@@ -151,7 +151,7 @@ def make_parser() -> argparse.ArgumentParser:
         'also in OpenVINO, if it is installed, after the same comparison',
     )
     parser.add_argument(
-        '--force', action='store_true', help='overwrite OUT if it exists'
+        '--force', action='store_true', help='replace OUT if it exists'
     )
     return parser
 

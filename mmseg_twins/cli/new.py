@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('path', type=Path, help='file to write, such as my_config.py')
     parser.add_argument(
         '--data-root',
-        metavar='DIR',
+        metavar='FOLDER',
         help='folder with images/{training,validation} and '
         'annotations/{training,validation}',
     )

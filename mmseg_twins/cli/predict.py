@@ -77,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
         '--recursive', action='store_true', help='search folders recursively'
     )
     parser.add_argument(
-        '--force', action='store_true', help='overwrite existing results'
+        '--force', action='store_true', help='replace existing results'
     )
     parser.add_argument(
         '--tta',

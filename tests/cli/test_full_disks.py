@@ -174,7 +174,7 @@ def test_label_maps_before_the_full_disk_are_whole(disk: Disk, tested, capsys):
 def test_drawings_before_the_full_disk_are_whole(disk: Disk, tested, capsys):
     disk.fill(but=SIZE // 4)
     said = sentence(test.main, *tested, '--show-dir', 'disk/out', capsys=capsys)
-    found = re.match(rf'test\.py: error: (\S+\.png) {NO_ROOM}; the pictures', said)
+    found = re.match(rf'test\.py: error: (\S+\.png) {NO_ROOM}; the images', said)
     assert found, said
     assert not Path(found[1]).exists()
 

@@ -117,7 +117,7 @@ def test_without_a_working_package_mmsegmentation_fails_as_before(run, site, sta
 
 def test_an_unknown_patch_is_named_when_mmsegmentation_is_imported(run):
     result = run('import mmseg', MMSEG_TWINS_COMPAT='ops,opss')
-    assert "there is no patch 'opss'; choose from" in result.stderr.splitlines()[-1]
+    assert "there is no patch 'opss'; give some of" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

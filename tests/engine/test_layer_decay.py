@@ -197,9 +197,9 @@ def with_an_unknown_part() -> nn.Module:
         ),
         (
             lambda: nn.ModuleList([make('svt-s'), make('svt-b')]),
-            'some of 18 and 24 blocks',
+            'have 18 and 24 blocks',
         ),
-        (with_an_unknown_part, "does not know .* 'extra.weight' belongs to"),
+        (with_an_unknown_part, "does not know .* 'extra.weight' belongs"),
     ],
 )
 def test_models_that_it_is_not_for_are_refused(model: Callable, says: str):
