@@ -52,6 +52,11 @@ class ExactResume(Hook):
         differs = runner._randomness_cfg.get('diff_rank_seed', False)
         self._seed = runner.seed - (self._rank if differs else 0)
         self._is_replaced = False
+        if runner.iter >= runner.max_iters:
+            runner.logger.info(
+                f'The training is complete: all {runner.max_iters} iterations were '
+                'done before; to go on, raise train_cfg.max_iters or max_epochs'
+            )
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Replace the data loader, once all hooks have looked at mmengine's."""

@@ -51,6 +51,17 @@ def test_a_resumed_training_ends_at_the_same_weights(train, whole: dict, workers
     assert equal(state(train(**loader, resume=True)), whole)
 
 
+def test_resuming_a_complete_training_says_so(train, tmp_path: Path):
+    train()
+    train(resume=True, log_level='INFO')
+
+    first, second = (
+        path.read_text().count('all 6 iterations were done before')
+        for path in sorted(tmp_path.rglob('*.log'))
+    )
+    assert (first, second) == (0, 1)
+
+
 @pytest.mark.slow
 def test_without_the_hook_it_does_not(train):
     train(exact=False, train_cfg__max_iters=4)
