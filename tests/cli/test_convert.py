@@ -154,7 +154,7 @@ NOT_TWINS = 'not a Twins checkpoint'
 DAMAGED = 'truncated, damaged or not a checkpoint'
 FILES = {
     'empty': (lambda: b'', 'is empty'),
-    'text': (lambda: b'hello world, no weights', 'no checkpoint'),
+    'text': (lambda: b'hello world, no weights', 'not a checkpoint'),
     'text that begins like a pickle': (lambda: b'comments\nare not\n', DAMAGED),
     'web page': (lambda: b'<!DOCTYPE html><html>sign in', 'looks like a web page'),
     'truncated zip': (lambda: saved({'a': torch.zeros(9999)}, cut=5000), DAMAGED),
@@ -225,11 +225,11 @@ FILES = {
     ),
     'NaN': (
         lambda: edited(**{BIAS: torch.tensor([torch.nan, *[0.0] * 63])}),
-        f'{BIAS!r} holds 1 values .*NaN',
+        f'1 of the 64 values of {BIAS!r} are NaN',
     ),
     'infinity': (
         lambda: edited(**{BIAS: torch.full((64,), -torch.inf)}),
-        f'{BIAS!r} holds 64 values',
+        f'64 of the 64 values of {BIAS!r}',
     ),
     'counter for a weight': (
         lambda: edited(**{BIAS: torch.zeros(64).long()}),
