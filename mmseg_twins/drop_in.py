@@ -1,13 +1,13 @@
 """Replace mmsegmentation's built-in ``PCPVT`` and ``SVT`` with this package's.
 
-To keep existing configs unchanged::
+For existing configs, in a config of its own::
 
-    mim train mmsegmentation CONFIG --cfg-options \
-        custom_imports.imports="['mmseg_twins.drop_in']"
+    _base_ = ['my_config.py']
+    custom_imports = dict(imports=['mmseg_twins.drop_in'], allow_failed_imports=False)
 
-or ``custom_imports = dict(imports=['mmseg_twins.drop_in'])`` in a config. Without
-``eps`` in ``norm_cfg``, the official values are used; set ``eps=1e-5`` for the
-built-in's.
+mmengine imports the modules that are named in the file: with ``--cfg-options``, this
+works in ``mmseg-twins train`` only. Without ``eps`` in ``norm_cfg``, the official
+values are used; set ``eps=1e-5`` for the built-in's.
 """
 
 from __future__ import annotations

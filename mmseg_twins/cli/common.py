@@ -20,6 +20,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.config.utils import ConfigParsingError
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.utils import import_modules_from_strings
 
 from ..apis.configs import resolve_config
 from ..checkpoints.downloading import is_url
@@ -212,14 +213,16 @@ def read_config(args: argparse.Namespace) -> Config:
 
 
 def override(cfg: Config, args: argparse.Namespace) -> None:
-    """Apply ``args.cfg_options`` to a config.
+    """Apply ``args.cfg_options`` to a config, and import the modules that they name.
 
     Raises:
-        ValueError: the options do not fit the config.
+        ValueError: the options do not fit the config, or an import fails.
     """
     try:
         cfg.merge_from_dict(args.cfg_options or {})
-    except (KeyError, TypeError) as error:
+        if 'custom_imports' in cfg:  # mmengine imports those of the file only
+            import_modules_from_strings(**cfg.custom_imports)
+    except (ImportError, KeyError, TypeError) as error:
         raise ValueError(f'--cfg-options: {error}') from error
 
 

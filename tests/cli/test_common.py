@@ -44,6 +44,17 @@ def test_options_override_settings_of_the_config(tmp_path, monkeypatch):
     assert cfg.work_dir == 'work_dirs/small'
 
 
+def test_options_import_modules_as_the_config_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path('small.py').write_text("custom_imports = dict(imports=['mmseg_twins'])\n")
+    Path('module_of_a_user.py').touch()
+    option = "custom_imports.imports=['module_of_a_user']"
+    cli.read_config(parse('small.py', '--cfg-options', option))
+
+    assert 'module_of_a_user' in sys.modules
+
+
 @pytest.mark.parametrize('given', ['none', 'slurm', 'mpi'])
 def test_a_launcher_that_is_given_is_used(given: str, monkeypatch):
     for name in cli.TORCHRUN_VARIABLES:
