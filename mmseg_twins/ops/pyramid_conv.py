@@ -28,9 +28,8 @@ last one runs over the rows of all levels at once.
 
 The matrices U and V are constant, so that gradients go through the same products
 backwards, and need nothing from the forward pass but x and K. The CPU version does
-that, image by image and in bands: few places of a map reach a place of the result, so
-that the matrices have entries near their diagonals alone. The products of a band skip
-most of the zeros, and are in the cache when the next product reads them.
+that image by image and in bands of rows and columns: the matrices are zero away from
+their diagonals, and the products of a band skip most of these zeros and fit the cache.
 """
 
 from __future__ import annotations
@@ -214,13 +213,13 @@ def axes_of(
 
 
 class Band(NamedTuple):
-    """Places of a map that follow each other along an axis, and what they reach.
+    """Consecutive rows or columns of a map, and the part of the matrix for them.
 
     Args:
-        inputs: the places of the map.
-        outputs: the places of the result that get something from them.
-        matrix: what they get; (outputs, (taps, inputs)) for rows, (outputs, (inputs,
-            taps)) for columns.
+        inputs: the rows or columns of the map.
+        outputs: those of the result that depend on them.
+        matrix: (outputs, (taps, inputs)) for rows, (outputs, (inputs, taps)) for
+            columns.
     """
 
     inputs: slice
@@ -261,7 +260,7 @@ def bands(matrices: Tensor, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
         inputs = slice(start, start + size)
         part = matrices[:, :, inputs]
         reached = part.any(2).any(0).nonzero()
-        if not len(reached):  # of a map that is larger than the result
+        if not len(reached):  # possible if the map is larger than the result
             continue
         outputs = slice(int(reached[0]), int(reached[-1]) + 1)
         yield inputs, outputs, part[:, outputs]

@@ -14,10 +14,10 @@ the logits X of all windows, put side by side, the image's are ``R X C'``. The m
 R and C have a few entries in each row, and a tile of the image needs those rows and
 columns of X alone that its rows of R and of C touch.
 
-Use. :class:`Strips` hands out an image in strips of rows, each as soon as the logits
-that it needs are there, and a :class:`Strip` makes its tiles one by one. What becomes
-of a tile is up to who asks for it: :func:`strip_labels` keeps labels and, where wanted,
-their probability, and shows each tile to whoever sums something over all pixels.
+Use. :class:`Strips` yields an image in strips of rows, each as soon as its logits have
+been computed, and a :class:`Strip` computes its tiles one by one. :func:`strip_labels`
+keeps each tile's labels and, if wanted, their probabilities, and passes the tile to a
+callback that sums something over all pixels, such as a loss.
 
 On a GPU, these products have the precision of matrix products, which is that of float32
 unless a user allows TF32 for them.
@@ -142,7 +142,7 @@ class Strip(NamedTuple):
 
 
 class Strips:
-    """The strips of an image, handed out as soon as their logits are there.
+    """The strips of an image, each yielded as soon as its logits have been computed.
 
     Args:
         views: of the image; rows and columns of the same final size. Logits of a single

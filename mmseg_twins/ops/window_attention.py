@@ -35,8 +35,8 @@ class Windows(NamedTuple):
         size: the side of a whole window, in tokens.
         height: rows of the map.
         width: columns of the map.
-        is_filled: whether windows that jut out of the map are filled to be whole; else
-            they are smaller.
+        is_filled: whether windows that extend beyond the map are padded; if not, they
+            are smaller.
     """
 
     size: int
