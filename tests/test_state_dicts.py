@@ -49,7 +49,7 @@ def test_another_number_of_classes_is_the_likely_cause():
     wanted = {'h.conv_seg.weight': torch.zeros(5, 1), 'b': torch.zeros(1)}
     found = {'h.conv_seg.weight': torch.zeros(3, 1), 'b': torch.zeros(2)}
     said = str(compare(wanted, found))
-    assert 'another number of classes (h.conv_seg.weight is 3x1 there' in said
+    assert 'another number of classes (h.conv_seg.weight is 3x1 in the ' in said
 
 
 def test_ignored_modules_may_differ():

@@ -64,9 +64,7 @@ def test_options_fill_in_the_first_part(capsys):
     assert cfg.custom_hooks[0].checkpoint is None
     assert cfg.train_cfg.max_iters == 50
     assert cfg.model.data_preprocessor.size == (96, 96)
-    assert (
-        'put your data into roads: it has no images/train' in capsys.readouterr().out
-    )
+    assert 'put your data into roads: it has no images/train' in capsys.readouterr().out
     text = Path('config.py').read_text()
     assert max(map(len, text.splitlines())) <= 88
     assert '# True: masks number classes from 1' in text

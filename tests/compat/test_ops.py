@@ -120,7 +120,7 @@ def test_the_environment_chooses_the_patches(monkeypatch, setting, applied):
 
 def test_an_unknown_patch_is_named_with_those_to_choose_from(monkeypatch):
     monkeypatch.setenv('MMSEG_TWINS_COMPAT', 'fsdp,opss')
-    with pytest.raises(SettingError, match="no patch 'opss'; choose from .*ops, check"):
+    with pytest.raises(SettingError, match="no patch 'opss'; give .*ops, check"):
         activate.__wrapped__()
 
 
