@@ -150,9 +150,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f'time the file and PyTorch on the CPU, {RUNS} runs each in turns; ONNX '
         'also in OpenVINO, if it is installed, after the same comparison',
     )
-    parser.add_argument(
-        '--force', action='store_true', help='replace OUT if it exists'
-    )
+    parser.add_argument('--force', action='store_true', help='replace OUT if it exists')
     return parser
 
 

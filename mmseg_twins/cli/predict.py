@@ -76,9 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--recursive', action='store_true', help='search folders recursively'
     )
-    parser.add_argument(
-        '--force', action='store_true', help='replace existing results'
-    )
+    parser.add_argument('--force', action='store_true', help='replace existing results')
     parser.add_argument(
         '--tta',
         action='store_true',
