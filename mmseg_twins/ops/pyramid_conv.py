@@ -34,7 +34,7 @@ their diagonals, and the products of a band skip most of these zeros and fit the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -243,19 +243,20 @@ def bands_of(
     columns = shifted_interpolation(w, width, align_corners, x.dtype, x.device)
     bytes_of_a_row = 3 * (3 * w + width) * channels * x.itemsize
     return (
-        [
-            Band(inputs, outputs, part.permute(1, 0, 2).flatten(1))
-            for inputs, outputs, part in bands(rows, max(1, BAND // bytes_of_a_row))
-        ],
-        [
-            Band(inputs, outputs, part.permute(1, 2, 0).flatten(1))
-            for inputs, outputs, part in bands(columns, BAND_COLUMNS)
-        ],
+        bands(rows, max(1, BAND // bytes_of_a_row), (1, 0, 2)),
+        bands(columns, BAND_COLUMNS, (1, 2, 0)),
     )
 
 
-def bands(matrices: Tensor, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Cut matrices (taps, outputs, inputs) into bands of inputs; see :class:`Band`."""
+def bands(matrices: Tensor, size: int, order: tuple[int, int, int]) -> list[Band]:
+    """Cut matrices into bands of inputs.
+
+    Args:
+        matrices: (taps, outputs, inputs).
+        size: inputs of a band.
+        order: of these dimensions in a band's matrix, whose last two are joined.
+    """
+    result = []
     for start in range(0, matrices.shape[2], size):
         inputs = slice(start, start + size)
         part = matrices[:, :, inputs]
@@ -263,7 +264,9 @@ def bands(matrices: Tensor, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
         if not len(reached):  # possible if the map is larger than the result
             continue
         outputs = slice(int(reached[0]), int(reached[-1]) + 1)
-        yield inputs, outputs, part[:, outputs]
+        matrix = part[:, outputs].permute(order).flatten(1)
+        result.append(Band(inputs, outputs, matrix))
+    return result
 
 
 def mix(image: Tensor, taps: Tensor, columns: Sequence[Band], width: int) -> Tensor:

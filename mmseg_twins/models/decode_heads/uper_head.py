@@ -47,6 +47,7 @@ class UPerHead(CrossEntropyMixin, MMSegUPerHead):
         return self._fuse(self.fpn_bottleneck, pyramid)
 
     def _pyramid(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the maps to fuse, finest first; the others' memory is free then."""
         # The last map has no lateral convolution but the pooling.
         top = self.psp_forward(inputs)
         outputs = [top]
