@@ -49,14 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('config', nargs='?', help='path of a config for training')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=cli.OptionsAction,
-        metavar='KEY=VALUE',
-        help='settings that override those of the config',
-    )
+    cli.add_config_arguments(parser, optional=True)
     folders = parser.add_argument_group('without a config')
     folders.add_argument('--images', type=Path, metavar='DIR', help='folder of images')
     folders.add_argument(

@@ -62,10 +62,14 @@ class OptionsAction(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(
+    parser: argparse.ArgumentParser, *, optional: bool = False
+) -> None:
     """Add the positional ``config`` and ``--cfg-options``."""
     parser.add_argument(
-        'config', help="config: a path, or the name of one of the package's configs"
+        'config',
+        nargs='?' if optional else None,
+        help="config: a path, or the name of one of the package's configs",
     )
     parser.add_argument(
         '--cfg-options',
@@ -220,7 +224,7 @@ def override(cfg: Config, args: argparse.Namespace) -> None:
     """
     try:
         cfg.merge_from_dict(args.cfg_options or {})
-        if 'custom_imports' in cfg:  # mmengine imports those of the file only
+        if cfg.get('custom_imports'):  # mmengine imports those of the file only
             import_modules_from_strings(**cfg.custom_imports)
     except (ImportError, KeyError, TypeError) as error:
         raise ValueError(f'--cfg-options: {error}') from error

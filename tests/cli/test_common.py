@@ -55,6 +55,14 @@ def test_options_import_modules_as_the_config_does(tmp_path, monkeypatch):
     assert 'module_of_a_user' in sys.modules
 
 
+def test_options_may_leave_out_the_imports(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('small.py').write_text("custom_imports = dict(imports=['mmseg_twins'])\n")
+    cfg = cli.read_config(parse('small.py', '--cfg-options', 'custom_imports=None'))
+
+    assert cfg.custom_imports is None
+
+
 @pytest.mark.parametrize('given', ['none', 'slurm', 'mpi'])
 def test_a_launcher_that_is_given_is_used(given: str, monkeypatch):
     for name in cli.TORCHRUN_VARIABLES:
