@@ -1,16 +1,22 @@
-r"""3x3 convolution, on a CPU by Winograd's minimal filtering, F(2x2, 3x3).
+r"""3x3 convolution, on a CPU by Winograd's minimal filtering, F(4x4, 3x3).
 
-Two neighboring results of a 1D convolution with three taps take six multiplications;
-Winograd's algorithm takes four (Lavin and Gray, "Fast Algorithms for Convolutional
-Neural Networks", arXiv 1509.09308). In 2D it is 16 instead of 36. For each 2x2 tile of
-the result, ``d`` the 4x4 tile of the input that it depends on and ``g`` the kernel::
+Four neighboring results of a 1D convolution with three taps take twelve
+multiplications; Winograd's algorithm takes six (Lavin and Gray, "Fast Algorithms for
+Convolutional Neural Networks", arXiv 1509.09308). In 2D it is 36 instead of 144. For
+each 4x4 tile of the result, ``d`` the 6x6 tile of the input that it depends on and
+``g`` the kernel::
 
     result = A' [(G g G') * (B' d B)] A
 
 where ``*`` multiplies elementwise, and over channels is a matrix product for each of
-the 16 places. B' and A' only add and subtract. Nothing is approximated: the result
-differs from the plain convolution's by rounding, no more than that does from the true
-one. Half precision would round the sums in between, so it is not done there.
+the 36 places. Input and kernel become values of polynomials at five points and
+infinity, and the result is interpolated from their product. Nothing is approximated.
+Rounding depends on the points: 0 and plus and minus the roots of 1/2 and 2 give errors
+like those of the plain convolution, while the usual 0, 1, -1, 2 and -2 double them.
+Half precision would round the numbers in between, so it is not done there.
+
+A tile's numbers are put in a row here, so that each transform is a single product with
+a small constant matrix, such as the Kronecker product of A' with itself.
 
 The gradient with respect to the input is a convolution again, with the kernel turned
 around and its channels transposed. That with respect to the kernel is the expression
@@ -18,14 +24,16 @@ above read backwards: ``G' [sum over tiles of (A d_result A') * (B' d B)] G``.
 
 The CPU version goes through maps in strips of tiles, whose transforms stay in the
 cache. Runtimes for exported graphs have no such algorithm for a CPU, so that there is a
-version for their graphs too, as convolutions that they do well: depth-wise ones for B',
-1x1 ones for the 16 products.
+version for their graphs too: F(2x2, 3x3) as convolutions that they do well, depth-wise
+ones for B' and 1x1 ones for the 16 products.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,12 +41,18 @@ from torch.nn import functional as F
 from .differentiation import differentiable_gradients
 from .tracing import is_open
 
+# Sides of the tiles of the result and of the input, and the numbers of an input's tile.
+TILE, OVERLAPPING = 4, 6
+PLACES = OVERLAPPING**2
+# Where polynomials are evaluated, beside infinity.
+POINTS = (0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 # Bytes of a strip's transformed tiles.
 STRIP = 2**23
 # Numbers of channels and of pixels, from which on the transforms pay.
 MIN_CHANNELS = 128
 MIN_PIXELS = 32 * 32
-# B' as sums of two places of a tile, each with its sign.
+# Of F(2x2, 3x3): G, and B' as sums of two places of a tile, each with its sign.
+KERNEL_2X2 = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, -1))
 DIFFERENCES = ((0, 2, 1, -1), (1, 2, 1, 1), (1, 2, -1, 1), (1, 3, 1, -1))
 
 
@@ -60,9 +74,9 @@ def in_graph(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     The last rows of G and A are negated, so that A' subtracts a single number.
     """
     (_, c, h, w), o = x.shape, len(weight)
-    sign = x.new_tensor([1, 1, 1, -1])
-    kernel = kernel_transform(x) * torch.outer(sign, sign).view(16, 1)
-    kernel = (kernel @ weight.reshape(o * c, 9).T).view(4, 4, o, c, 1, 1)
+    kernel = x.new_tensor(KERNEL_2X2)
+    kernel = torch.kron(kernel, kernel) @ weight.reshape(o * c, 9).T
+    kernel = kernel.view(4, 4, o, c, 1, 1)
     columns = [
         four_to_two(*(F.conv2d(tiles_at(x, i, j), kernel[i, j]) for i in range(4)))
         for j in range(4)
@@ -192,15 +206,23 @@ def winograd(x: Tensor, weight: Tensor) -> Tensor:
         (B, O, H, W), in channels_last memory.
     """
     (b, c, h, w), o = x.shape, len(weight)
-    kernel = kernel_transform(x) @ weight.reshape(o * c, 9).T
-    kernel = kernel.view(16, o, c).transpose(1, 2)
-    rows, columns = -(-h // 2), -(-w // 2)  # of tiles
-    out = x.new_empty(b, 2 * rows, 2 * columns, o)
-    for image, first, strip in strips(x):
-        tiles = strip.shape[2]
-        product = torch.bmm(strip.flatten(0, 1).flatten(1, 2), kernel)
-        result = out[image, 2 * first : 2 * (first + tiles)]
-        transform_result(product.view(4, 4, tiles, columns, o), result)
+    results, kernels, _ = transforms(x.dtype)
+    # In parts: memory for all of them at once would be new, and cost page faults.
+    kernel = [
+        (part @ weight.reshape(o * c, 9).T).view(-1, o, c).transpose(1, 2)
+        for part in kernels.split(OVERLAPPING)
+    ]
+    rows, columns = tiles_along(h), tiles_along(w)
+    out = x.new_empty(b, rows, TILE, columns, TILE, o)
+    for image, strip, tiles in strips(x):
+        product = x.new_empty(PLACES, tiles.shape[1], o)
+        for part, *operands in zip(
+            product.split(OVERLAPPING), tiles.split(OVERLAPPING), kernel, strict=True
+        ):
+            torch.bmm(*operands, out=part)
+        result = (results @ product.flatten(1)).view(TILE, TILE, -1, columns, o)
+        out[image, strip] = result.permute(2, 0, 3, 1, 4)
+    out = out.flatten(3, 4).flatten(1, 2)
     return out[:, :h, :w].contiguous().permute(0, 3, 1, 2)
 
 
@@ -215,109 +237,75 @@ def winograd_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
         (O, C, 3, 3).
     """
     (_, c, h, w), o = x.shape, gradient.shape[1]
-    gradient = F.pad(gradient.permute(0, 2, 3, 1), (0, 0, 0, w % 2, 0, h % 2))
-    total = x.new_zeros(16, o, c)
-    for image, first, strip in strips(x):
-        part = gradient[image, 2 * first : 2 * (first + strip.shape[2])]
-        part = untransform_result(part)
-        total.baddbmm_(
-            part.flatten(0, 1).flatten(1, 2).transpose(1, 2),
-            strip.flatten(0, 1).flatten(1, 2),
-        )
-    total = kernel_transform(x).T @ total.view(16, o * c)
-    return total.T.reshape(o, c, 3, 3)
+    results, kernels, _ = transforms(x.dtype)
+    gradient = F.pad(gradient.permute(0, 2, 3, 1), (0, 0, 0, -w % TILE, 0, -h % TILE))
+    gradient = gradient.unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE))
+    total = x.new_zeros(PLACES, o, c)
+    for image, strip, tiles in strips(x):
+        part = gradient[image, strip].permute(1, 3, 0, 2, 4).reshape(TILE**2, -1)
+        part = (results.T @ part).view(PLACES, -1, o)
+        total.baddbmm_(part.transpose(1, 2), tiles)
+    return (kernels.T @ total.flatten(1)).T.reshape(o, c, 3, 3)
 
 
-def kernel_transform(like: Tensor) -> Tensor:
-    """Return G x G, which maps a kernel's 9 numbers to 16, in the type of ``like``."""
-    g = like.new_tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-    return torch.kron(g, g)
+def tiles_along(side: int) -> int:
+    """Return how many tiles of the result cover a side of a map."""
+    return -(-side // TILE)
 
 
-def strips(x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+@functools.lru_cache
+def transforms(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the matrices for numbers in a row.
+
+    Returns:
+        Those of A', (16, 36), of G, (36, 9), and of B', (36, 36).
+    """
+    points = np.array(POINTS)
+    others = [np.delete(points, i) for i in range(len(points))]
+    a = np.vander(points, TILE, increasing=True)
+    g = np.vander(points, 3, increasing=True)
+    g /= [[np.prod(x - rest)] for x, rest in zip(points, others, strict=True)]
+    b = [[*np.poly(rest)[::-1], 0] for rest in others]
+    # At infinity, a polynomial is its leading coefficient.
+    a, g = (np.vstack([m, np.eye(m.shape[1])[-1]]) for m in (a, g))
+    b = np.vstack([b, np.poly(points)[::-1]])
+    with torch.inference_mode(False):  # usable in training as well
+        return tuple(torch.tensor(np.kron(m, m), dtype=dtype) for m in (a.T, g, b))
+
+
+def strips(x: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
     """Go through the transformed input tiles B' d B of a map.
 
     Args:
         x: the map, (B, C, H, W).
 
     Yields:
-        Number of the image, number of the first row of tiles, and the tiles,
-        (4, 4, rows of tiles, columns of tiles, C), valid until the next.
+        Number of the image, rows of tiles, and the tiles, (36, tiles, C), valid until
+        the next.
     """
     b, c, h, w = x.shape
     x = x.permute(0, 2, 3, 1)
-    rows, columns = -(-h // 2), -(-w // 2)
-    size = min(rows, max(1, STRIP // (16 * columns * c * x.itemsize)))
-    tiles = x.new_empty(4, 4, size, columns, c)
+    *_, inputs = transforms(x.dtype)
+    rows, columns = tiles_along(h), tiles_along(w)
+    row = columns * c
+    size = min(rows, max(1, STRIP // (PLACES * row * x.itemsize)))
     # Padded by zeros on all sides, which are never written to on the left and right.
-    slab = x.new_zeros(2 * size + 2, 2 * columns + 2, c)
+    slab = x.new_zeros(TILE * size + 2, TILE * columns + 2, c)
+    cut = slab.unfold(0, OVERLAPPING, TILE).unfold(1, OVERLAPPING, TILE)
+    cut = cut.permute(3, 4, 0, 1, 2)
+    plain, transformed = (x.new_empty(PLACES, size * row) for _ in range(2))
     for image in range(b):
         for first in range(0, rows, size):
             count = min(size, rows - first)
-            start, stop = 2 * first - 1, 2 * (first + count) + 1
+            start, stop = TILE * first - 1, TILE * (first + count) + 1
             inside = slice(max(start, 0), min(stop, h))
             slab[: inside.start - start] = 0
             slab[inside.stop - start :] = 0
             place = slice(inside.start - start, inside.stop - start)
             slab[place, 1 : w + 1] = x[image, inside]
-            part = tiles[:, :, :count]
-            transform_input(slab[: 2 * count + 2], part)
-            yield image, first, part
-
-
-def transform_input(slab: Tensor, tiles: Tensor) -> None:
-    """Write B' d B of each 4x4 tile d, taken every 2 pixels.
-
-    Args:
-        slab: (2 * rows of tiles + 2, 2 * columns of tiles + 2, C).
-        tiles: (4, 4, rows of tiles, columns of tiles, C), written to.
-    """
-    by_row = four_differences(*(slab[i : i + len(slab) - 2 : 2] for i in range(4)))
-    for part, out in zip(by_row, tiles, strict=True):
-        width = part.shape[1] - 2
-        four_differences(*(part[:, i : i + width : 2] for i in range(4)), out=out)
-
-
-def four_differences(
-    a: Tensor, b: Tensor, c: Tensor, d: Tensor, out: Tensor | None = None
-) -> Tensor:
-    """Apply B' along one axis: a - c, b + c, c - b, b - d."""
-    out = a.new_empty(4, *a.shape) if out is None else out
-    torch.sub(a, c, out=out[0])
-    torch.add(b, c, out=out[1])
-    torch.sub(c, b, out=out[2])
-    torch.sub(b, d, out=out[3])
-    return out
-
-
-def transform_result(product: Tensor, out: Tensor) -> None:
-    """Write A' m A of each 4x4 m as a 2x2 tile.
-
-    Args:
-        product: (4, 4, rows of tiles, columns of tiles, O).
-        out: (2 * rows of tiles, 2 * columns of tiles, O), written to.
-    """
-    upper = (product[0] + product[1]).add_(product[2])
-    lower = (product[1] - product[2]).sub_(product[3])
-    for row, (a, b, c, d) in enumerate((upper, lower)):
-        torch.add(a, b, out=out[row::2, 0::2]).add_(c)
-        torch.sub(b, c, out=out[row::2, 1::2]).sub_(d)
-
-
-def untransform_result(gradient: Tensor) -> Tensor:
-    """Compute A t A' of each 2x2 tile t.
-
-    Args:
-        gradient: (2 * rows of tiles, 2 * columns of tiles, O).
-
-    Returns:
-        (4, 4, rows of tiles, columns of tiles, O).
-    """
-    by_row = two_to_four(gradient[0::2], gradient[1::2])  # 4, rows, columns, O
-    by_both = two_to_four(by_row[:, :, 0::2], by_row[:, :, 1::2])
-    return by_both.transpose(0, 1).contiguous()
-
-
-def two_to_four(a: Tensor, b: Tensor) -> Tensor:
-    """Apply A along one axis: a, a + b, a - b, -b."""
-    return torch.stack([a, a + b, a - b, -b])
+            tiles, out = plain[:, : count * row], transformed[:, : count * row]
+            tiles.view(OVERLAPPING, OVERLAPPING, count, columns, c).copy_(
+                cut[:, :, :count]
+            )
+            torch.mm(inputs, tiles, out=out)
+            yield image, slice(first, first + count), out.unflatten(1, (-1, c))
