@@ -19,8 +19,10 @@ been computed, and a :class:`Strip` computes its tiles one by one. :func:`strip_
 keeps each tile's labels and, if wanted, their probabilities, and passes the tile to a
 callback that sums something over all pixels, such as a loss.
 
-On a GPU, these products have the precision of matrix products, which is that of float32
-unless a user allows TF32 for them.
+On a GPU, products of float32 logits have the precision of matrix products, which is
+that of float32 unless a user allows TF32 for them. Those of logits in half precision
+have the precision of convolutions: by default TF32, which has no fewer significant bits
+than such logits.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .interpolation import source_places
+from .precision import precision_of_convolutions
 
 # Bytes of a tile's logits: within the cache of a CPU's core; elsewhere few kernels,
 # whose matrices are not mostly zeros.
@@ -219,8 +223,11 @@ def strip_labels(
 def upsampled_tile(view: View, rows: Block, columns: Block) -> Tensor:
     """Return an image's logits in some rows and columns, (rows, columns, classes)."""
     places = (rows.inputs % len(view.logits))[:, None], columns.inputs
-    part = view.logits[places].to(rows.matrix.dtype)
-    with torch.autocast(part.device.type, enabled=False):
+    part = view.logits[places]
+    is_half = part.dtype.itemsize < 4
+    precision = precision_of_convolutions() if is_half else nullcontext()
+    part = part.to(rows.matrix.dtype)
+    with torch.autocast(part.device.type, enabled=False), precision:
         wide = torch.matmul(columns.matrix, part)  # (rows of logits, columns, classes)
         tile = rows.matrix @ wide.flatten(1)
     return tile.unflatten(1, wide.shape[1:])

@@ -9,6 +9,7 @@ import torch
 from torch.backends import cudnn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmseg_twins.ops import Axis, Strips, View, tiling
 from mmseg_twins.ops.pyramid_conv import portable
 
 module = sys.modules['mmseg_twins.ops.precision']
@@ -102,7 +103,7 @@ class Watch(TorchDispatchMode):
         self.seen = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in ('bmm', 'baddbmm'):
+        if func.overloadpacket.__name__ in ('mm', 'bmm', 'baddbmm'):
             self.seen.append(module.products_use_tf32())
         return func(*args, **(kwargs or {}))
 
@@ -182,3 +183,15 @@ def test_autocast_converts_what_it_converts_for_products():
         assert module.in_autocast_type(x.double()).dtype == torch.float64
     meta = torch.ones(2, device='meta')
     assert module.in_autocast_type(meta) is meta
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+def test_only_logits_in_half_precision_are_upsampled_in_that_of_convolutions(dtype):
+    axis = Axis((0,), 32, 8, (0, 32), flip=False, size=32, align_corners=False)
+    view = View(torch.randn(8, 8, 5, dtype=dtype), axis, axis)
+    before = settings()
+    with Watch() as watch:
+        for strip in Strips([view], tiling(view.logits)).ready():
+            list(strip.tiles())
+    assert set(watch.seen) == {dtype != torch.float32}
+    assert settings() == before
