@@ -25,7 +25,9 @@ from mmseg_twins.apis import (
     draw_overlay,
     load_model,
 )
-from mmseg_twins.apis.rows import check_tiles, padding_of, row_sink
+from mmseg_twins.apis.rows import row_sink
+from mmseg_twins.apis.rows.sinks import check_tiles
+from mmseg_twins.apis.rows.windows import padding_of
 from mmseg_twins.errors import SettingError
 
 pytestmark = pytest.mark.usefixtures('pictures')
