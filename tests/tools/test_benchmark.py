@@ -472,6 +472,18 @@ def test_table_goes_to_stdout_and_progress_to_stderr(measured, capsys):
     assert 'svt-s inference fp32, 1 x 64x64\n' in err
 
 
+@pytest.mark.parametrize(('speed', 'is_told'), [(1e9, True), (8e9, False)])
+def test_a_dtype_without_instructions_is_told(
+    measured, monkeypatch, capsys, speed, is_told
+):
+    peaks = {'fp32': 2e10, 'bf16': speed}
+    monkeypatch.setattr(
+        command, 'measure_gemm_peak', lambda dtype, device: peaks[dtype]
+    )
+    run('--heads', 'none', '--dtypes', 'bf16')
+    assert ('bf16 is 20 times slower than fp32' in capsys.readouterr().err) == is_told
+
+
 def test_files_are_written_and_replaced_with_force_only(measured, tmp_path, capsys):
     data, picture = tmp_path / 'a.json', tmp_path / 'a.png'
     files = ['--heads', 'none', '--json', str(data), '--plot', str(picture)]

@@ -56,6 +56,8 @@ examples:
 PLOT_SUFFIXES = ('.png', '.svg', '.pdf')
 # The share of the available memory that runs may take.
 SHARE = 0.9
+# The speed of products, relative to those in fp32, under which a dtype is emulated.
+SLOW = 0.25
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -266,6 +268,19 @@ def prepare(args: argparse.Namespace) -> tuple[list[Case], Settings]:
     return cases, settings
 
 
+def measure_peaks(dtypes: Sequence[str], device: torch.device) -> dict[str, float]:
+    """Return the speed of products, in fp32 as well, and tell which are emulated."""
+    peaks = {d: measure_gemm_peak(d, device) for d in dict.fromkeys(['fp32', *dtypes])}
+    for dtype, peak in peaks.items():
+        if peak < SLOW * peaks['fp32']:
+            print(
+                f'{dtype} is {peaks["fp32"] / peak:.0f} times slower than fp32 on this '
+                'machine, which has no instructions for it: a run can take minutes',
+                file=sys.stderr,
+            )
+    return peaks
+
+
 def run(
     args: argparse.Namespace, cases: Sequence[Case], settings: Settings, command: str
 ) -> None:
@@ -283,7 +298,7 @@ def run(
     context = dict(
         command=command,
         machine=describe_machine(device, settings.threads),
-        peaks={d: measure_gemm_peak(d, device) for d in dict.fromkeys(args.dtypes)},
+        peaks=measure_peaks(args.dtypes, device),
         settings=settings,
     )
     date = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
