@@ -265,12 +265,15 @@ def transforms(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     a = np.vander(points, TILE, increasing=True)
     g = np.vander(points, 3, increasing=True)
     g /= [[np.prod(x - rest)] for x, rest in zip(points, others, strict=True)]
-    b = [[*np.poly(rest)[::-1], 0] for rest in others]
+    b = [np.append(np.poly(rest)[::-1], 0) for rest in others]
     # At infinity, a polynomial is its leading coefficient.
     a, g = (np.vstack([m, np.eye(m.shape[1])[-1]]) for m in (a, g))
-    b = np.vstack([b, np.poly(points)[::-1]])
+    matrices = a.T, g, np.vstack([*b, np.poly(points)[::-1]])
     with torch.inference_mode(False):  # usable in training as well
-        return tuple(torch.tensor(np.kron(m, m), dtype=dtype) for m in (a.T, g, b))
+        results, kernels, inputs = (
+            torch.tensor(np.kron(m, m), dtype=dtype) for m in matrices
+        )
+    return results, kernels, inputs
 
 
 def strips(x: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
