@@ -29,7 +29,7 @@ ELSEWHERE = {
     'install.md': 'versions that the CI installs',
     'resuming.md': 'exit statuses',
     ('benchmarks.md', 'fp32'): 'the tables below it',
-    ('deployment.md', 'PyTorch, s'): 'CPU time, which no command prints',
+    ('deployment.md', 'PyTorch, ms'): 'the loop below it',
     ('finetune.md', 'first iteration with 50 % mean IoU'): 'the command below it',
     ('model_zoo.md', 'official¹'): 'the index of models',
 }
