@@ -269,13 +269,13 @@ def prepare(args: argparse.Namespace) -> tuple[list[Case], Settings]:
 
 
 def measure_peaks(dtypes: Sequence[str], device: torch.device) -> dict[str, float]:
-    """Return the speed of products, in fp32 as well, and tell which are emulated."""
+    """Return the speed of products, also in fp32, and report which are emulated."""
     peaks = {d: measure_gemm_peak(d, device) for d in dict.fromkeys(['fp32', *dtypes])}
     for dtype, peak in peaks.items():
         if peak < SLOW * peaks['fp32']:
             print(
                 f'{dtype} is {peaks["fp32"] / peak:.0f} times slower than fp32 on this '
-                'machine, which has no instructions for it: a run can take minutes',
+                'machine, which probably emulates it: a run can take minutes',
                 file=sys.stderr,
             )
     return peaks
